@@ -1,0 +1,63 @@
+"""Every error fewstep raises on purpose.
+
+    FewstepError
+    +-- ConfigError (ValueError)         a setting is wrong
+    +-- RecipeError (ValueError)         a recipe breaks its own rules
+    |   +-- RecipeVersionError           written by a newer format than this release reads
+    +-- RecipeNotFoundError (LookupError)  nothing says how this adapter wants to be sampled
+    +-- AdapterError (ValueError)        an adapter file is damaged or does not fit the base
+    +-- ShapeError (ValueError)          arrays of different shapes met
+    +-- CheckpointError (RuntimeError)   a run folder cannot be continued
+    +-- PipelineError (ValueError)       a pipeline cannot do what was asked of it
+    +-- MissingExtraError (ImportError)  an optional dependency is not installed
+
+Messages are one sentence: what we got, what was wanted, what to do.
+"""
+
+
+class FewstepError(Exception):
+    """Root of the tree: catch this to catch everything fewstep raises on purpose."""
+
+
+class ConfigError(FewstepError, ValueError):
+    """A setting is out of range, unknown or in conflict with another."""
+
+
+class RecipeError(FewstepError, ValueError):
+    """A recipe is not valid; the message names the field."""
+
+
+class RecipeVersionError(RecipeError):
+    """The recipe was written by a newer major format than this release understands."""
+
+
+class RecipeNotFoundError(FewstepError, LookupError):
+    """No source says how this model wants to be sampled."""
+
+
+class AdapterError(FewstepError, ValueError):
+    """An adapter file is damaged, or does not fit the base it is asked to change."""
+
+
+class ShapeError(FewstepError, ValueError):
+    """Arrays that must have equal shapes do not."""
+
+
+class CheckpointError(FewstepError, RuntimeError):
+    """A run folder cannot be read or continued."""
+
+
+class PipelineError(FewstepError, ValueError):
+    """A pipeline cannot do what was asked of it."""
+
+
+class MissingExtraError(FewstepError, ImportError):
+    """An optional dependency is missing.
+
+    Args:
+        package: What could not be imported.
+        extra: The fewstep extra that brings it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f'{package} is not installed; run: pip install "fewstep[{extra}]"')

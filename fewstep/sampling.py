@@ -1,0 +1,194 @@
+"""Predictions to x0 and back, and the one step function every host calls or unrolls.
+
+Plain arithmetic on whatever array it is given: numpy and torch alike. A step is linear in sample,
+x0 and noise with three float64 weights (`step_weights`), which is all an exported graph needs.
+Knows nothing of models, guidance or where noise comes from.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, Self, TypeVar
+
+from fewstep.errors import ConfigError
+from fewstep.noise_schedule import Level, NoiseSchedule
+
+Prediction = Literal["epsilon", "v", "flow", "x0", "trigflow"]
+
+
+class Array(Protocol):
+    """What numpy arrays and torch tensors share."""
+
+    def __mul__(self, other: float, /) -> Self: ...
+    def __rmul__(self, other: float, /) -> Self: ...
+    def __add__(self, other: Self, /) -> Self: ...
+    def __sub__(self, other: Self, /) -> Self: ...
+    def __truediv__(self, other: float, /) -> Self: ...
+
+
+A = TypeVar("A", bound=Array)
+
+
+def epsilon_to_x0(epsilon: A, sample: A, level: Level) -> A:
+    """`(sample - sigma * epsilon) / alpha`."""
+    return (sample - level.sigma * epsilon) / level.alpha
+
+
+def v_to_x0(v: A, sample: A, level: Level) -> A:
+    """VP v-prediction, `alpha * sample - sigma * v` (Salimans and Ho 2022, app. D)."""
+    return level.alpha * sample - level.sigma * v
+
+
+def velocity_to_x0(velocity: A, sample: A, level: Level) -> A:
+    """Flow velocity epsilon - x0: `sample - sigma * velocity`."""
+    return sample - level.sigma * velocity
+
+
+def to_x0(prediction: Prediction, output: A, sample: A, level: Level) -> A:
+    """What the network said, as x0.
+
+    Args:
+        prediction: What kind of output the network gives.
+        output: Its output, any shape; raw, guidance already applied.
+        sample: The noisy sample it saw, same shape.
+        level: Where on the schedule the sample is.
+
+    Returns:
+        Predicted clean data, same shape and dtype.
+    """
+    if prediction == "x0":
+        return output
+    if prediction == "epsilon":
+        return epsilon_to_x0(output, sample, level)
+    if prediction in ("v", "trigflow"):  # TrigFlow: x0 = cos(t) x - sin(t) F, the same arithmetic
+        return v_to_x0(output, sample, level)
+    if prediction == "flow":
+        return velocity_to_x0(output, sample, level)
+    raise ConfigError(f"prediction {prediction!r} is unknown; use epsilon, v, flow, x0 or trigflow")
+
+
+def from_x0(prediction: Prediction, x0: A, sample: A, level: Level) -> A:
+    """Inverse of `to_x0`: the output that means this x0 (needs sigma > 0 unless "x0")."""
+    if prediction == "x0":
+        return x0
+    if prediction == "epsilon":
+        return (sample - level.alpha * x0) / level.sigma
+    if prediction in ("v", "trigflow"):
+        return (level.alpha * sample - x0) / level.sigma
+    if prediction == "flow":
+        return (sample - x0) / level.sigma
+    raise ConfigError(f"prediction {prediction!r} is unknown; use epsilon, v, flow, x0 or trigflow")
+
+
+@dataclass(frozen=True, slots=True)
+class StepWeights:
+    """A step as a linear map: `sample * w.sample + x0 * w.x0 + noise * w.noise`."""
+
+    sample: float
+    x0: float
+    noise: float
+
+
+def step_weights(now: Level, following: Level, via: Level) -> StepWeights:
+    """The three weights of one step from `now` to `following`.
+
+        epsilon = (sample - alpha_now x0) / sigma_now
+        y       = alpha_via x0 + sigma_via epsilon
+        next    = a y + sqrt(sigma_next^2 - (a sigma_via)^2) noise,   a = alpha_next / alpha_via
+
+    Args:
+        now: Where the sample is; sigma > 0.
+        following: Where it goes.
+        via: Where the deterministic part stops (`NoiseSchedule.via`): `following` itself gives
+            Euler/DDIM, clean data gives re-noising (LCM, DMD2), between is TCD.
+
+    Source:
+        Song et al. 2020 (DDIM), Zheng et al. 2024 (TCD, eq. 14) written for any alpha, sigma.
+    """
+    if now.sigma <= 0.0:
+        raise ConfigError("a step cannot start at clean data (sigma 0); drop it from the grid")
+    if via is following or via == following:
+        carry, noise = 1.0, 0.0
+    else:
+        carry = following.alpha / via.alpha
+        noise = math.sqrt(max(0.0, following.sigma**2 - (carry * via.sigma) ** 2))
+    of_epsilon = carry * via.sigma / now.sigma
+    return StepWeights(of_epsilon, carry * via.alpha - of_epsilon * now.alpha, noise)
+
+
+def step(sample: A, x0: A, now: Level, following: Level, noise: A | None, via: Level) -> A:
+    """THE step: move a sample from one level to the next, given predicted clean data.
+
+    Args:
+        sample: The noisy sample at `now`, any shape, float32 or float64.
+        x0: Predicted clean data, same shape.
+        now: Level of `sample`.
+        following: Level of the result.
+        noise: Standard normal, same shape; not looked at (may be None) in a deterministic step.
+        via: `schedule.via(following, stochasticity)`.
+
+    Returns:
+        The sample at `following`. At sigma 0 this is exactly `x0`.
+    """
+    if following.sigma == 0.0:
+        return x0
+    weights = step_weights(now, following, via)
+    moved = weights.sample * sample + weights.x0 * x0
+    if weights.noise == 0.0:
+        return moved
+    if noise is None:
+        raise ConfigError("this step adds fresh noise; pass noise of the sample's shape")
+    return moved + weights.noise * noise
+
+
+def needs_noise(following: Level, via: Level) -> bool:
+    """Whether the step that ends at `following` by way of `via` draws from the noise stream."""
+    return following.sigma > 0.0 and via != following
+
+
+def add_noise(x0: A, noise: A, level: Level) -> A:
+    """`alpha * x0 + sigma * noise`: clean data (or an image to start from) at a level."""
+    return level.alpha * x0 + level.sigma * noise
+
+
+class Denoiser(Protocol):
+    """The boundary: a network as samplers and losses see it."""
+
+    def __call__(self, sample: Array, level: Level, /) -> Array:
+        """Predicted x0 for a sample at a level."""
+        ...
+
+
+class Draw(Protocol):
+    """A noise stream: the next standard normal draw of a sample's shape."""
+
+    def __call__(self) -> Array: ...
+
+
+def sample_trajectory(
+    denoise: Denoiser,
+    sample: Array,
+    levels: Sequence[Level],
+    schedule: NoiseSchedule,
+    *,
+    stochasticity: float = 0.0,
+    draw: Draw | None = None,
+) -> Array:
+    """Run a whole grid: the reference loop that every host must agree with.
+
+    Args:
+        denoise: The network, guidance included.
+        sample: Noise at `levels[0]`, already scaled by its sigma.
+        levels: N + 1 descending levels (`levels_of`).
+        schedule: Gives the intermediate level of stochastic steps.
+        stochasticity: 0 to 1; see `NoiseSchedule.via`.
+        draw: Called once per step that adds noise.
+
+    Returns:
+        The sample at `levels[-1]`.
+    """
+    for now, following in zip(levels, levels[1:], strict=False):
+        via = schedule.via(following, stochasticity)
+        noise = draw() if draw is not None and needs_noise(following, via) else None
+        sample = step(sample, denoise(sample, now), now, following, noise, via)
+    return sample
