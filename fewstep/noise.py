@@ -31,11 +31,9 @@ class PortableNoise:
     """
 
     def __init__(self, seed: int) -> None:
-        if not 0 <= seed <= MAX_SEED:
-            raise ConfigError(f"seed must be 0 to 2**64 - 1, got {seed}")
-        legacy = np.random.RandomState(seed & 0xFFFFFFFF)
+        _check_seed(seed)
         self._bits = np.random.MT19937()
-        self._bits.state = legacy.get_state(legacy=False)
+        np.random.RandomState(self._bits).seed(int(seed) & 0xFFFFFFFF)  # seeds it as torch does
         self._kept: float | None = None
 
     def draw(self, shape: Sequence[int]) -> np.ndarray:
@@ -87,10 +85,12 @@ class NoiseBatch:
     """The streams of a batch: image i of the batch always draws from its own seed.
 
     Args:
-        seeds: One seed per image.
+        seeds: One seed per image, at least one.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
+        if not seeds:
+            raise ConfigError("a batch of noise needs at least one seed, got none")
         self._streams = [PortableNoise(seed) for seed in seeds]
 
     def draw(self, shape: Sequence[int]) -> np.ndarray:
@@ -100,4 +100,11 @@ class NoiseBatch:
 
 def image_seeds(seed: int, num_images: int) -> tuple[int, ...]:
     """Seeds of a request for several images: seed, seed + 1, ... (wrapping at 2**64)."""
+    _check_seed(seed)
     return tuple((seed + i) % (MAX_SEED + 1) for i in range(num_images))
+
+
+def _check_seed(seed: int) -> None:
+    is_whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not is_whole or not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")

@@ -36,6 +36,9 @@ class Level:
 CLEAN = Level(timestep=0.0, alpha=1.0, sigma=0.0)
 """The end of every trajectory that finishes at clean data."""
 
+ROUNDING = 1e-5
+"""Relative overshoot that is forgiven: float32 tables, and diffusers' 1.5708 for pi / 2."""
+
 
 class NoiseSchedule(ABC):
     """Interface: the family of levels a model was trained on."""
@@ -68,9 +71,9 @@ class NoiseSchedule(ABC):
 
     def level(self, timestep: float, sigma: float | None = None) -> Level:
         """The level at a timestep; pass the grid's own sigma where the two are given together."""
-        if sigma is None:
-            sigma = self.sigma_of_timestep(timestep)
-        return Level(float(timestep), self.alpha_of_sigma(sigma), float(sigma))
+        # plain floats: a numpy scalar in a Level would turn float32 samples into float64
+        sigma = float(self.sigma_of_timestep(timestep) if sigma is None else sigma)
+        return Level(float(timestep), self.alpha_of_sigma(sigma), sigma)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,31 +105,38 @@ class Vp(NoiseSchedule):
         return np.sqrt(1.0 - np.cumprod(1.0 - betas))
 
     def alpha_of_sigma(self, sigma: float) -> float:
+        sigma = _within(sigma, 1.0, "sigma")
         return math.sqrt(1.0 - sigma * sigma)
 
     def sigma_of_timestep(self, timestep: float) -> float:
         table = self.sigmas()
-        if not 0.0 <= timestep <= len(table) - 1:
-            raise ConfigError(
-                f"timestep {timestep:g} is outside this schedule; use 0 to {len(table) - 1}"
-            )
+        timestep = _within(timestep, len(table) - 1.0, "timestep")
         return float(np.interp(timestep, np.arange(len(table)), table))
 
     def timestep_of_sigma(self, sigma: float) -> float:
+        """The table's ends answer for sigmas beyond them: less noise than timestep 0 is 0."""
         table = self.sigmas()
+        sigma = _within(sigma, 1.0, "sigma")
         return float(np.interp(sigma, table, np.arange(len(table))))
 
     def via(self, following: Level, stochasticity: float) -> Level:
-        """TCD's rule: `floor((1 - gamma) * t)` (Zheng et al. 2024, arXiv:2402.19159, alg. 4)."""
-        if following.sigma == 0.0 or stochasticity == 0.0:
+        """TCD's rule: `floor((1 - gamma) * t)` (Zheng et al. 2024, arXiv:2402.19159, alg. 4).
+
+        A step that ends at timestep 0 (TCD's terminal) draws no noise, as there. Between timesteps,
+        gamma 1 goes to clean data, as LCM does; diffusers' TCD stops at timestep 0 instead.
+        """
+        if following.timestep < 1.0 or stochasticity == 0.0:
             return following
         if stochasticity == 1.0:
             return CLEAN
-        return self.level(math.floor((1.0 - stochasticity) * following.timestep))
+        # float64 makes (1 - 0.3) * 90 a little less than 63; float32 hosts see 63
+        return self.level(math.floor((1.0 - stochasticity) * following.timestep + 1e-6))
 
     def uniform_timesteps(self, num_steps: int) -> tuple[float, ...]:
-        """"trailing" spacing: 4 steps of 1000 are 999, 749, 499, 249."""
+        """ "trailing" spacing: 4 steps of 1000 are 999, 749, 499, 249."""
         count = self.num_train_timesteps
+        if num_steps > count:
+            raise ConfigError(f"{num_steps} steps do not fit into {count} timesteps; use fewer")
         return tuple(float(round(count - i * count / num_steps) - 1) for i in range(num_steps))
 
 
@@ -135,7 +145,7 @@ class Flow(NoiseSchedule):
     """Rectified flow: alpha = 1 - sigma, timestep = num_train_timesteps * sigma.
 
     `shift` only shapes new grids (`uniform_timesteps`); it is applied there once and nowhere else.
-    Converting a timestep to a sigma and back never shifts, so a stored grid cannot be shifted twice.
+    A timestep becomes a sigma and back without it, so a stored grid cannot be shifted twice.
 
     Source:
         Esser et al. 2024, arXiv:2403.03206, eq. 23: sigma' = s * sigma / (1 + (s - 1) * sigma).
@@ -145,13 +155,14 @@ class Flow(NoiseSchedule):
     num_train_timesteps: int = 1000
 
     def alpha_of_sigma(self, sigma: float) -> float:
-        return 1.0 - sigma
+        return 1.0 - _within(sigma, 1.0, "sigma")
 
     def sigma_of_timestep(self, timestep: float) -> float:
-        return timestep / self.num_train_timesteps
+        count = self.num_train_timesteps
+        return _within(timestep, float(count), "timestep") / count
 
     def timestep_of_sigma(self, sigma: float) -> float:
-        return sigma * self.num_train_timesteps
+        return _within(sigma, 1.0, "sigma") * self.num_train_timesteps
 
     def via(self, following: Level, stochasticity: float) -> Level:
         """`(1 - gamma) * sigma`: our generalisation of TCD's rule to flow, exact at 0 and 1."""
@@ -181,15 +192,17 @@ class TrigFlow(NoiseSchedule):
     sigma_data: float = 0.5
 
     def alpha_of_sigma(self, sigma: float) -> float:
-        return math.sqrt(max(0.0, 1.0 - sigma * sigma))
+        sigma = _within(sigma, 1.0, "sigma")
+        return math.sqrt(1.0 - sigma * sigma)
 
     def sigma_of_timestep(self, timestep: float) -> float:
-        return math.sin(timestep)
+        return math.sin(_within(timestep, math.pi / 2, "timestep"))
 
     def timestep_of_sigma(self, sigma: float) -> float:
-        return math.asin(sigma)
+        return math.asin(_within(sigma, 1.0, "sigma"))
 
     def via(self, following: Level, stochasticity: float) -> Level:
+        """`(1 - gamma) * t`: our generalisation of TCD's rule to angles, exact at 0 and 1."""
         if following.sigma == 0.0 or stochasticity == 0.0:
             return following
         if stochasticity == 1.0:
@@ -197,6 +210,7 @@ class TrigFlow(NoiseSchedule):
         return self.level((1.0 - stochasticity) * following.timestep)
 
     def uniform_timesteps(self, num_steps: int) -> tuple[float, ...]:
+        """Equal parts of (0, pi / 2]."""
         return tuple(math.pi / 2 * (1.0 - i / num_steps) for i in range(num_steps))
 
 
@@ -218,3 +232,9 @@ def levels_of(
         end = schedule.level(schedule.timestep_of_sigma(sigmas[-1]), sigmas[-1])
     steps = (schedule.level(t, s) for t, s in zip(timesteps, sigmas[:-1], strict=True))
     return (*steps, end)
+
+
+def _within(value: float, top: float, what: str) -> float:
+    if not -ROUNDING * top <= value <= (1.0 + ROUNDING) * top:
+        raise ConfigError(f"{what} {value:g} is outside this schedule; use 0 to {top:g}")
+    return float(min(max(value, 0.0), top))

@@ -8,195 +8,52 @@ it is made or read; a recipe that exists is a recipe that can be obeyed. No torc
 import dataclasses
 import itertools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from fewstep import strict_json
-from fewstep.errors import RecipeError, RecipeVersionError
-from fewstep.noise_schedule import Flow, Level, NoiseSchedule, TrigFlow, Vp, levels_of
-from fewstep.sampling import Prediction
+from fewstep.errors import ConfigError, RecipeError, RecipeVersionError
+from fewstep.noise_schedule import Level, NoiseSchedule, levels_of
+from fewstep.recipe_parts import (
+    Base,
+    Expert,
+    Grid,
+    Guidance,
+    Lora,
+    Provenance,
+    ResolutionShift,
+    Sampler,
+    Schedule,
+)
 
-T = TypeVar("T")
+__all__ = [
+    "FORMAT_MAJOR",
+    "FORMAT_NAME",
+    "METADATA_KEY",
+    "SIDECAR_NAME",
+    "Base",
+    "Expert",
+    "FewStepRecipe",
+    "Grid",
+    "Guidance",
+    "Lora",
+    "Provenance",
+    "ResolutionShift",
+    "Sampler",
+    "Schedule",
+    "json_schema",
+]
+
 FORMAT_NAME = "fewstep.recipe"
 FORMAT_MAJOR = 1
 METADATA_KEY = "fewstep.recipe"
 SIDECAR_NAME = "fewstep_recipe.json"
 SIGMA_TOLERANCE = 1e-4
 """How far a grid's sigma may be from its timestep's (diffusers' tables are float32)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Schedule:
-    """The noise schedule the base was trained on.
-
-    Only the fields of its kind may be set: betas for "vp", shift for "flow", sigma_data for
-    "trigflow".
-    """
-
-    kind: Literal["vp", "flow", "trigflow"]
-    num_train_timesteps: int = 1000
-    beta_schedule: Literal["scaled_linear", "linear"] | None = None
-    beta_start: float | None = None
-    beta_end: float | None = None
-    shift: float | None = None
-    """Only for grids made on demand (`steps: "any"`); stored grids are already shifted."""
-    sigma_data: float | None = None
-
-    def __post_init__(self) -> None:
-        betas = ("beta_schedule", "beta_start", "beta_end")
-        needed = {"vp": betas, "flow": ("shift",), "trigflow": ("sigma_data",)}[self.kind]
-        for name in (*betas, "shift", "sigma_data"):
-            value = getattr(self, name)
-            if (value is not None) != (name in needed):
-                verb = "needs" if name in needed else "does not take"
-                raise RecipeError(f"base.schedule of kind {self.kind!r} {verb} {name}")
-            if isinstance(value, float) and value <= 0.0:
-                raise RecipeError(f"base.schedule.{name} must be above 0, got {value:g}")
-        if self.num_train_timesteps < 1:
-            raise RecipeError("base.schedule.num_train_timesteps must be >= 1")
-
-    def build(self) -> NoiseSchedule:
-        """The schedule as arithmetic."""
-        if self.kind == "flow":
-            return Flow(_set(self.shift), self.num_train_timesteps)
-        if self.kind == "trigflow":
-            return TrigFlow(_set(self.sigma_data))
-        return Vp(
-            _set(self.beta_start),
-            _set(self.beta_end),
-            _set(self.beta_schedule),
-            self.num_train_timesteps,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Base:
-    """What the adapter was trained on."""
-
-    family: str
-    """Short family name: sd15, sdxl, sd3, flux, wan, ..."""
-    prediction: Prediction
-    schedule: Schedule
-    model_id: str | None = None
-    """Hub id or a name for people; never used to load anything silently."""
-    fingerprint: str | None = None
-    """`sha256:` digest of the base denoiser's weights, where known."""
-    max_sequence_length: int | None = None
-    """Text tokens the model was trained with, where the pipeline takes it as an argument."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grid:
-    """One step count: what the network sees, already shifted.
-
-    Attributes:
-        timesteps: The network's clock, N values, strictly falling.
-        sigmas: x_t = alpha * x0 + sigma * epsilon; N + 1 values, strictly falling, the last is the
-            terminal (0 for clean data; TCD-style models may end a little above).
-        experts: Index into `experts` of each step; empty without experts.
-    """
-
-    timesteps: tuple[float, ...]
-    sigmas: tuple[float, ...]
-    experts: tuple[int, ...] = ()
-
-    @property
-    def num_steps(self) -> int:
-        """N, the number of network calls of one image without guidance."""
-        return len(self.timesteps)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResolutionShift:
-    """Flow shift that depends on the image size: mu interpolates in image tokens."""
-
-    base_shift: float
-    max_shift: float
-    base_tokens: int
-    max_tokens: int
-    kind: Literal["exponential", "linear"] = "exponential"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sampler:
-    """How a step is made from x0.
-
-    Attributes:
-        kind: "step" is the one step function with its stochasticity; "flow_map" and "policy" name
-            models whose network takes a target time or returns a policy.
-        stochasticity: 0 Euler/DDIM, 1 re-noising (LCM, DMD2), between TCD's gamma.
-        noise: The noise convention; "torch_cpu/1" is one CPU stream per image, float32.
-    """
-
-    kind: Literal["step", "flow_map", "policy"] = "step"
-    stochasticity: float = 0.0
-    noise: Literal["torch_cpu/1"] = "torch_cpu/1"
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.stochasticity <= 1.0:
-            raise RecipeError(
-                f"sampler.stochasticity must be 0 to 1, got {self.stochasticity:g}; "
-                "0 is Euler/DDIM, 1 re-noises"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Guidance:
-    """Classifier-free guidance at inference: `uncond + scale * (cond - uncond)`, 1 = off.
-
-    Attributes:
-        mode: "none" (one pass per step), "cfg", "embedded" (scale is a network input), "true_cfg"
-            (cfg beside an embedded scale).
-        scale: The scale in that convention; must be 1 for "none".
-        negative_prompt: Whether a negative prompt changes the picture.
-    """
-
-    mode: Literal["none", "cfg", "embedded", "true_cfg"] = "none"
-    scale: float = 1.0
-    negative_prompt: Literal["inert", "works"] = "inert"
-
-    def __post_init__(self) -> None:
-        if self.mode == "none" and self.scale != 1.0:
-            raise RecipeError(
-                f"guidance.mode is none but guidance.scale is {self.scale:g}; write scale 1"
-            )
-        if self.mode in ("none", "embedded") and self.negative_prompt == "works":
-            raise RecipeError(
-                f"guidance.negative_prompt cannot work with mode {self.mode!r}; write inert"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Lora:
-    """How the adapter's weights are applied."""
-
-    scale: float = 1.0
-    """Multiplies alpha / rank at load time."""
-    alpha: Literal["in_file", "baked"] = "in_file"
-    """"in_file": alpha tensors or metadata are in the file; "baked": alpha equals rank."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Expert:
-    """An adapter that serves one interval of noise, (sigma_low, sigma_high]."""
-
-    adapter: str
-    sigma_high: float
-    sigma_low: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Provenance:
-    """Where the weights and these numbers come from."""
-
-    objective: str | None = None
-    teacher: str | None = None
-    config_hash: str | None = None
-    scores: dict[str, float] | None = None
-    licence: str | None = None
-    source: str | None = None
-    created_by: str | None = None
+MIN_ALPHA = 1e-6
+"""Below this, x0 = (sample - sigma * epsilon) / alpha is noise divided by nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,7 +63,8 @@ class FewStepRecipe:
     Attributes:
         base: What it was trained on.
         grids: One per supported step count, fewest steps first.
-        steps: "strict": only the listed counts; "any": other counts get an even grid.
+        steps: "strict": only the listed counts; "any": other counts get an even grid that ends at
+            the terminal of the last listed one.
         default_steps: The count used when the user names none.
 
     Raises:
@@ -226,20 +84,29 @@ class FewStepRecipe:
     format: str = f"{FORMAT_NAME}/{FORMAT_MAJOR}"
 
     def __post_init__(self) -> None:
+        strict_json.check(self, error=RecipeError)
         _check_format(self.format)
         if not self.grids:
             raise RecipeError("grids is empty; list at least one step count")
         counts = [grid.num_steps for grid in self.grids]
         if counts != sorted(set(counts)):
             raise RecipeError(f"grids must be in order of step count, each once; got {counts}")
-        if self.default_steps not in counts and self.steps == "strict":
+        if self.default_steps < 1 or (self.steps == "strict" and self.default_steps not in counts):
             raise RecipeError(
-                f"default_steps is {self.default_steps}, but the grids have {counts} steps"
+                f"default_steps is {self.default_steps}, but the grids have {counts} steps; "
+                "name one of them"
+            )
+        if self.resolution_shift is not None and self.base.schedule.kind != "flow":
+            raise RecipeError(
+                f"resolution_shift needs a flow schedule, got kind {self.base.schedule.kind!r}; "
+                "leave it out"
             )
         _check_experts(self.experts)
-        schedule = self.base.schedule.build()
         for grid in self.grids:
-            _check_grid(grid, schedule, self.experts)
+            _check_grid(grid, self.base)
+            _check_grid_experts(grid, self.experts)
+        if self.steps == "strict":
+            _check_all_used(self.experts, self.grids)
 
     def grid(self, num_steps: int | None = None) -> Grid:
         """The grid for a step count.
@@ -248,7 +115,8 @@ class FewStepRecipe:
             num_steps: Wanted count; None means `default_steps`.
 
         Raises:
-            RecipeError: The recipe is strict and does not list this count.
+            RecipeError: The recipe is strict and does not list this count, or no even grid of
+                this many steps exists.
         """
         count = self.default_steps if num_steps is None else num_steps
         for grid in self.grids:
@@ -257,11 +125,18 @@ class FewStepRecipe:
         if self.steps == "strict" or count < 1:
             supported = ", ".join(str(grid.num_steps) for grid in self.grids)
             raise RecipeError(f"this model was not made for {count} steps; use {supported}")
+        return self._even_grid(count)
+
+    def _even_grid(self, count: int) -> Grid:
         schedule = self.base.schedule.build()
-        timesteps = schedule.uniform_timesteps(count)
+        try:
+            timesteps = schedule.uniform_timesteps(count)
+        except ConfigError as error:
+            raise RecipeError(str(error)) from error
         sigmas = tuple(schedule.sigma_of_timestep(t) for t in timesteps)
+        terminal = self.grids[-1].sigmas[-1]
         experts = tuple(_expert_at(self.experts, s) for s in sigmas) if self.experts else ()
-        return Grid(timesteps=timesteps, sigmas=(*sigmas, 0.0), experts=experts)
+        return Grid(timesteps=timesteps, sigmas=(*sigmas, terminal), experts=experts)
 
     def levels(self, num_steps: int | None = None) -> tuple[Level, ...]:
         """The N + 1 levels of a grid, float64, ready for `sampling.step`."""
@@ -286,9 +161,11 @@ class FewStepRecipe:
             RecipeVersionError: Written by a newer major format.
         """
         try:
-            data: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise RecipeError(f"the recipe is not valid JSON ({error})") from error
+            data: Any = json.loads(text, object_pairs_hook=_object)
+        except RecipeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"the recipe is not valid JSON: {error}") from error
         if not isinstance(data, dict) or "format" not in data:
             raise RecipeError(
                 f'the recipe has no "format" key; expected "{FORMAT_NAME}/{FORMAT_MAJOR}"'
@@ -300,7 +177,9 @@ class FewStepRecipe:
     def from_file(path: Path) -> "FewStepRecipe":
         """Read a sidecar file; errors name the file."""
         try:
-            return FewStepRecipe.from_json(path.read_text(encoding="utf-8"))
+            return FewStepRecipe.from_json(path.read_text(encoding="utf-8-sig"))  # Notepad's BOM
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{path}: not UTF-8 text; save it as UTF-8") from error
         except RecipeError as error:
             raise type(error)(f"{path}: {error}") from error
 
@@ -317,51 +196,49 @@ def json_schema() -> dict[str, Any]:
     }
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:  # json would silently keep the last
+            raise RecipeError(f"key {key!r} appears twice in one object; keep one")
+        values[key] = value
+    return values
+
+
 def _check_format(text: object) -> None:
-    name, _, major = text.partition("/") if isinstance(text, str) else ("", "", "")
-    if name != FORMAT_NAME or not major.isdecimal():
-        raise RecipeError(f'format must be "{FORMAT_NAME}/{FORMAT_MAJOR}", got {text!r}')
-    if int(major) > FORMAT_MAJOR:
+    known = f"{FORMAT_NAME}/{FORMAT_MAJOR}"
+    if text == known:
+        return
+    version = re.fullmatch(rf"{re.escape(FORMAT_NAME)}/([0-9]+)(\.[0-9]+)*", str(text))
+    if version and int(version[1]) > FORMAT_MAJOR:
         raise RecipeVersionError(
-            f"this recipe has format {text}, this fewstep reads up to {FORMAT_NAME}/{FORMAT_MAJOR};"
+            f"this recipe has format {text}, this fewstep reads up to {known};"
             " upgrade with: pip install -U fewstep"
         )
-    if int(major) != FORMAT_MAJOR:
-        raise RecipeError(f'format must be "{FORMAT_NAME}/{FORMAT_MAJOR}", got {text!r}')
+    raise RecipeError(f'format must be "{known}", got {text!r}')
 
 
-def _check_grid(grid: Grid, schedule: NoiseSchedule, experts: tuple[Expert, ...]) -> None:
-    name = f"the grid of {grid.num_steps} steps"
-    if not grid.timesteps:
-        raise RecipeError("a grid has no timesteps; give at least one")
-    if len(grid.sigmas) != len(grid.timesteps) + 1:
-        raise RecipeError(
-            f"{name} has {len(grid.sigmas)} sigmas; wanted {grid.num_steps + 1}, "
-            "the last being the terminal (0 for clean data)"
-        )
-    for what, values in (("timesteps", grid.timesteps), ("sigmas", grid.sigmas)):
-        if any(a <= b for a, b in itertools.pairwise(values)):
-            raise RecipeError(f"{name} has {what} that do not fall strictly: {list(values)}")
-        if values[-1] < 0.0:
-            raise RecipeError(f"{name} has a negative value in {what}: {list(values)}")
-    if grid.sigmas[0] > 1.0 + SIGMA_TOLERANCE:
-        raise RecipeError(
-            f"{name} starts at sigma {grid.sigmas[0]:g}; wanted at most 1 (x = alpha*x0 + sigma*"
-            "eps; a Karras sigma s is s / sqrt(1 + s^2) here)"
-        )
-    if grid.sigmas[-1] >= 0.1:
-        raise RecipeError(
-            f"{name} ends at sigma {grid.sigmas[-1]:g}; append the terminal, 0 for clean data"
-        )
+def _check_grid(grid: Grid, base: Base) -> None:
+    """The clock and the noise of each step must be the same point of the base's schedule."""
+    name = f"the {grid.num_steps}-step grid"
+    schedule = base.schedule.build()
+    tick = schedule.uniform_timesteps(1)[0] / 1000  # models round their clock; never by more
     for timestep, sigma in zip(grid.timesteps, grid.sigmas, strict=False):
-        if abs(schedule.timestep_of_sigma(sigma) - timestep) > 1.0 and (
-            abs(_sigma_at(schedule, timestep, name) - sigma) > SIGMA_TOLERANCE
-        ):
+        expected = _sigma_at(schedule, timestep, name)
+        nearest = schedule.timestep_of_sigma(sigma)
+        is_on_schedule = abs(schedule.sigma_of_timestep(nearest) - sigma) <= SIGMA_TOLERANCE
+        is_rounded = is_on_schedule and abs(nearest - timestep) < tick
+        if not is_rounded and abs(expected - sigma) > SIGMA_TOLERANCE:
+            is_flow = base.schedule.kind == "flow"
             raise RecipeError(
                 f"{name} pairs timestep {timestep:g} with sigma {sigma:g}, but the schedule says "
-                f"{_sigma_at(schedule, timestep, name):g}; store both after shifting, shifted once"
+                f"{expected:g}; {'store both shifted, once' if is_flow else 'correct one of them'}"
             )
-    _check_grid_experts(grid, experts, name)
+    if base.prediction == "epsilon" and schedule.alpha_of_sigma(grid.sigmas[0]) < MIN_ALPHA:
+        raise RecipeError(
+            f"{name} starts at sigma {grid.sigmas[0]:g}, where an epsilon prediction does not "
+            "give x0; start below it"
+        )
 
 
 def _sigma_at(schedule: NoiseSchedule, timestep: float, name: str) -> float:
@@ -372,12 +249,9 @@ def _sigma_at(schedule: NoiseSchedule, timestep: float, name: str) -> float:
 
 
 def _check_experts(experts: tuple[Expert, ...]) -> None:
-    for expert in experts:
-        if expert.sigma_low >= expert.sigma_high:
-            raise RecipeError(
-                f"expert {expert.adapter!r} covers sigma {expert.sigma_low:g} to "
-                f"{expert.sigma_high:g}; sigma_low must be below sigma_high"
-            )
+    highs = [expert.sigma_high for expert in experts]
+    if highs != sorted(highs, reverse=True):
+        raise RecipeError(f"experts must be listed highest noise first; got sigma_high {highs}")
     for first, second in itertools.pairwise(experts):
         if first.sigma_low != second.sigma_high:
             kind = "overlap" if first.sigma_low < second.sigma_high else "leave a gap"
@@ -386,14 +260,18 @@ def _check_experts(experts: tuple[Expert, ...]) -> None:
                 f"{first.sigma_low:g}, the next starts at {second.sigma_high:g}"
             )
     if experts and (experts[0].sigma_high < 1.0 or experts[-1].sigma_low > 0.0):
-        raise RecipeError("experts must cover sigma 1 to 0 without gaps, highest noise first")
+        raise RecipeError(
+            f"experts cover sigma {experts[0].sigma_high:g} to {experts[-1].sigma_low:g}; "
+            "they must cover 1 to 0"
+        )
 
 
-def _check_grid_experts(grid: Grid, experts: tuple[Expert, ...], name: str) -> None:
+def _check_grid_experts(grid: Grid, experts: tuple[Expert, ...]) -> None:
+    name = f"the {grid.num_steps}-step grid"
     if len(grid.experts) != (grid.num_steps if experts else 0):
         raise RecipeError(
             f"{name} assigns {len(grid.experts)} steps to experts; wanted "
-            f"{grid.num_steps if experts else 0}"
+            f"{grid.num_steps if experts else '0, as there are no experts'}"
         )
     for index, (chosen, sigma) in enumerate(zip(grid.experts, grid.sigmas, strict=False)):
         expected = _expert_at(experts, sigma)
@@ -404,13 +282,17 @@ def _check_grid_experts(grid: Grid, experts: tuple[Expert, ...], name: str) -> N
             )
 
 
+def _check_all_used(experts: tuple[Expert, ...], grids: tuple[Grid, ...]) -> None:
+    used = {index for grid in grids for index in grid.experts}
+    for index, expert in enumerate(experts):
+        if index not in used:
+            raise RecipeError(
+                f"expert {expert.adapter!r} serves no step of any grid; leave it out or add a step"
+            )
+
+
 def _expert_at(experts: tuple[Expert, ...], sigma: float) -> int:
     for index, expert in enumerate(experts):
-        if expert.sigma_low < sigma:
+        if expert.sigma_low <= sigma:
             return index
     return len(experts) - 1
-
-
-def _set(value: T | None) -> T:
-    assert value is not None  # guaranteed by Schedule.__post_init__
-    return value

@@ -6,9 +6,9 @@ Knows nothing of models, guidance or where noise comes from.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from fewstep.errors import ConfigError
 from fewstep.noise_schedule import Level, NoiseSchedule
@@ -29,22 +29,31 @@ class Array(Protocol):
 A = TypeVar("A", bound=Array)
 
 
-def epsilon_to_x0(epsilon: A, sample: A, level: Level) -> A:
+class Coefficients(Protocol):
+    """Anything with an alpha and a sigma: a `Level`, or one per sample of a training batch."""
+
+    @property
+    def alpha(self) -> Any: ...
+    @property
+    def sigma(self) -> Any: ...
+
+
+def epsilon_to_x0(epsilon: A, sample: A, level: Coefficients) -> A:
     """`(sample - sigma * epsilon) / alpha`."""
     return (sample - level.sigma * epsilon) / level.alpha
 
 
-def v_to_x0(v: A, sample: A, level: Level) -> A:
+def v_to_x0(v: A, sample: A, level: Coefficients) -> A:
     """VP v-prediction, `alpha * sample - sigma * v` (Salimans and Ho 2022, app. D)."""
     return level.alpha * sample - level.sigma * v
 
 
-def velocity_to_x0(velocity: A, sample: A, level: Level) -> A:
+def velocity_to_x0(velocity: A, sample: A, level: Coefficients) -> A:
     """Flow velocity epsilon - x0: `sample - sigma * velocity`."""
     return sample - level.sigma * velocity
 
 
-def to_x0(prediction: Prediction, output: A, sample: A, level: Level) -> A:
+def to_x0(prediction: Prediction, output: A, sample: A, level: Coefficients) -> A:
     """What the network said, as x0.
 
     Args:
@@ -67,7 +76,7 @@ def to_x0(prediction: Prediction, output: A, sample: A, level: Level) -> A:
     raise ConfigError(f"prediction {prediction!r} is unknown; use epsilon, v, flow, x0 or trigflow")
 
 
-def from_x0(prediction: Prediction, x0: A, sample: A, level: Level) -> A:
+def from_x0(prediction: Prediction, x0: A, sample: A, level: Coefficients) -> A:
     """Inverse of `to_x0`: the output that means this x0 (needs sigma > 0 unless "x0")."""
     if prediction == "x0":
         return x0
@@ -146,34 +155,27 @@ def needs_noise(following: Level, via: Level) -> bool:
     return following.sigma > 0.0 and via != following
 
 
-def add_noise(x0: A, noise: A, level: Level) -> A:
+def add_noise(x0: A, noise: A, level: Coefficients) -> A:
     """`alpha * x0 + sigma * noise`: clean data (or an image to start from) at a level."""
     return level.alpha * x0 + level.sigma * noise
 
 
-class Denoiser(Protocol):
-    """The boundary: a network as samplers and losses see it."""
+Denoiser = Callable[[A, Level], A]
+"""The boundary: a network as samplers and losses see it, (sample, level) -> predicted x0."""
 
-    def __call__(self, sample: Array, level: Level, /) -> Array:
-        """Predicted x0 for a sample at a level."""
-        ...
-
-
-class Draw(Protocol):
-    """A noise stream: the next standard normal draw of a sample's shape."""
-
-    def __call__(self) -> Array: ...
+Draw = Callable[[], A]
+"""A noise stream: the next standard normal draw of a sample's shape."""
 
 
 def sample_trajectory(
-    denoise: Denoiser,
-    sample: Array,
+    denoise: Denoiser[A],
+    sample: A,
     levels: Sequence[Level],
     schedule: NoiseSchedule,
     *,
     stochasticity: float = 0.0,
-    draw: Draw | None = None,
-) -> Array:
+    draw: Draw[A] | None = None,
+) -> A:
     """Run a whole grid: the reference loop that every host must agree with.
 
     Args:

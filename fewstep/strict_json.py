@@ -8,12 +8,14 @@ dataclasses: what recipes and configs are made of.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 Failure = Callable[[str], Exception]
-SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean"}
+SCALARS = {str: "a string", int: "an integer", float: "a number", bool: "a boolean", Path: "a path"}
+SCHEMA_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", Path: "string"}
 
 
 def read(kind: type[T], data: object, *, error: Failure, where: str = "") -> T:
@@ -33,7 +35,8 @@ def read(kind: type[T], data: object, *, error: Failure, where: str = "") -> T:
     fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore
     unknown = sorted(set(data) - set(fields))
     if unknown:
-        raise error(f"unknown key {_join(where, unknown[0])}; known keys: {', '.join(fields)}")
+        key = _join(where, _shown(unknown[0])[1:-1])  # short, escaped, without its quotes
+        raise error(f"unknown key {key}; known keys: {', '.join(fields)}")
     types = get_type_hints(kind)
     values = {}
     for name, field in fields.items():
@@ -42,6 +45,21 @@ def read(kind: type[T], data: object, *, error: Failure, where: str = "") -> T:
         elif _is_required(field):
             raise error(f"{_join(where, name)} is missing; it has no default")
     return kind(**values)
+
+
+def check(instance: object, *, error: Failure, where: str = "") -> None:
+    """Hold a dataclass that was made in Python to the rules that `read` applies to JSON.
+
+    Args:
+        instance: The dataclass instance, typically from its `__post_init__`.
+        error: Makes the exception to raise from a message.
+        where: Name of the enclosing field, for messages.
+    """
+    types = get_type_hints(type(instance))
+    for field in dataclasses.fields(instance):  # pyright: ignore
+        name, value = _join(where, field.name), getattr(instance, field.name)
+        if _value(types[field.name], value, name, error) != value:
+            raise error(f"{name} must hold tuples, and dicts with string keys; got {_shown(value)}")
 
 
 def _value(kind: Any, data: object, where: str, error: Failure) -> Any:
@@ -63,16 +81,23 @@ def _value(kind: Any, data: object, where: str, error: Failure) -> Any:
         if not isinstance(data, Mapping):
             raise error(f"{where} must be an object, got {_shown(data)}")
         return {str(k): _value(inner[1], v, f"{where}.{k}", error) for k, v in data.items()}
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if isinstance(data, kind):
+            return data  # its own __post_init__ has checked it
         return read(kind, data, error=error, where=where)
     return _scalar(kind, data, where, error)
 
 
 def _scalar(kind: type, data: object, where: str, error: Failure) -> Any:
+    if kind is Path and isinstance(data, str):
+        return Path(data)
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        data = float(data)  # JSON does not tell 1 from 1.0
+        try:
+            data = float(data)  # JSON does not tell 1 from 1.0
+        except OverflowError:
+            data = math.inf
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
-        raise error(f"{where} must be a {SCALARS[kind]}, got {_shown(data)}")
+        raise error(f"{where} must be {SCALARS[kind]}, got {_shown(data)}")
     if isinstance(data, float) and not math.isfinite(data):
         raise error(f"{where} must be a finite number, got {data}")
     return data
@@ -100,7 +125,7 @@ def schema(kind: Any) -> dict[str, Any]:
             "properties": {field.name: schema(types[field.name]) for field in fields},
             "required": [field.name for field in fields if _is_required(field)],
         }
-    return {"type": SCALARS[kind]}
+    return {"type": SCHEMA_TYPES[kind]}
 
 
 def _is_required(field: "dataclasses.Field[Any]") -> bool:

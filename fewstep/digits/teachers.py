@@ -29,7 +29,6 @@ from fewstep.digits.models import (
 )
 
 NULL_PROMPT_SHARE = 0.1
-EMA_DECAY = 0.9995
 T5_LENGTH = 1
 """Length of the zero block SD3 pipelines put in place of an absent T5 encoder."""
 T5_LENGTH_DEFAULT = 256
@@ -141,6 +140,7 @@ def train_teacher(
     num_steps: int,
     batch_size: int,
     learning_rate: float,
+    ema_decay: float,
     seed: int,
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
@@ -153,6 +153,7 @@ def train_teacher(
         num_steps: Optimizer steps.
         batch_size: Pictures per step (an eighth of it with the long T5 block).
         learning_rate: Peak of a warm-up plus cosine schedule.
+        ema_decay: Of the averaged weights.
         seed: Batches and noise; seed before building `pipe` for the initial weights.
         report: Called with (step, {name: value}) after each step.
     """
@@ -164,7 +165,7 @@ def train_teacher(
         optimizer, learning_rate, total_steps=num_steps, pct_start=0.05
     )
     average = torch.optim.swa_utils.AveragedModel(
-        trained, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
+        trained, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay)
     )
     for step in range(num_steps):
         is_long = isinstance(pipe, StableDiffusion3Pipeline) and step % 8 == 7

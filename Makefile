@@ -1,0 +1,72 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each makes its own environment first.
+# Every recipe line is one plain command that can be pasted into a shell.
+
+PYTHON    ?= python3
+# Which torch build. TORCH=torch takes the newest, TORCH=path/to/torch.whl a local file.
+TORCH     ?= torch==2.13.0
+# Further flags of pip. On Linux without a GPU this avoids the CUDA download (several GB):
+# make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_FLAGS ?=
+VENV      ?= .venv
+OUT       ?= demo-out
+ARGS      ?=
+
+BIN := $(VENV)/bin
+# The stamps carry a checksum of the choices above, so another TORCH is another installation.
+CHOICE      := $(firstword $(shell echo '$(PYTHON) $(TORCH) $(PIP_FLAGS)' | cksum))
+TORCH_STAMP := $(VENV)/torch-$(CHOICE).stamp
+RUN_STAMP   := $(VENV)/run-$(CHOICE).stamp
+DEV_STAMP   := $(VENV)/dev-$(CHOICE).stamp
+
+OLD_PYTHON := fewstep needs Python 3.11 or newer; name one: make PYTHON=python3.11
+CHECK_PYTHON := import sys; sys.exit("$(OLD_PYTHON)" if sys.version_info < (3, 11) else 0)
+
+.PHONY: help demo test check fix nightly gpu wheel clean
+.DEFAULT_GOAL := help
+
+help:     ## this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@echo "variables: PYTHON=$(PYTHON) TORCH=$(TORCH) PIP_FLAGS=$(PIP_FLAGS) OUT=$(OUT) ARGS=$(ARGS)"
+
+demo: $(RUN_STAMP) ## distil the shipped digits teacher, draw with the result, score it (ARGS=--quick)
+	$(BIN)/fewstep demo --out $(OUT) $(ARGS)
+
+test: $(DEV_STAMP) ## the tests (ARGS="-k recipe" picks some)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(DEV_STAMP) ## everything to run before a push: format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -q
+
+fix: $(DEV_STAMP) ## format, and repair what the linter can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+nightly: $(DEV_STAMP) ## the tests with the slow ones
+	$(BIN)/python -m pytest -q -m "not gpu and not network" $(ARGS)
+
+gpu: $(DEV_STAMP) ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -q -m gpu $(ARGS)
+
+wheel: $(DEV_STAMP) ## build sdist and wheel, install the wheel in a clean environment, import all of it
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python tests/try_wheel.py dist $(PIP_FLAGS) "$(TORCH)"
+
+clean:    ## remove the environment and what was built
+	rm -rf $(VENV) build dist *.egg-info
+
+$(TORCH_STAMP):
+	$(PYTHON) -c '$(CHECK_PYTHON)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_FLAGS) "$(TORCH)"
+	touch $@
+
+$(RUN_STAMP): $(TORCH_STAMP) pyproject.toml
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[train]"
+	touch $@
+
+$(DEV_STAMP): $(RUN_STAMP)
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[train,dev]"
+	touch $@

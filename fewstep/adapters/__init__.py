@@ -1,0 +1,29 @@
+"""Adapter files: read, check against a base, write and describe. Importing this needs no torch.
+
+A few-step adapter is a safetensors file of LoRA weights with its recipe in the metadata.
+`read_header` and everything built on it touch only the header and the few alpha scalars, so they
+are fast on files of any size; only `save_adapter` imports torch, and only when it is called.
+"""
+
+from fewstep.adapters.base_shapes import base_shapes_of_folder, denoiser_shapes
+from fewstep.adapters.coverage import Coverage, check_coverage
+from fewstep.adapters.header import AdapterHeader, TensorInfo, read_header
+from fewstep.adapters.inspection import AdapterReport, inspect_adapter
+from fewstep.adapters.modules import LoraModule, lora_modules
+from fewstep.adapters.writer import Component, save_adapter
+
+__all__ = [
+    "AdapterHeader",
+    "AdapterReport",
+    "Component",
+    "Coverage",
+    "LoraModule",
+    "TensorInfo",
+    "base_shapes_of_folder",
+    "check_coverage",
+    "denoiser_shapes",
+    "inspect_adapter",
+    "lora_modules",
+    "read_header",
+    "save_adapter",
+]

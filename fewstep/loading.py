@@ -1,0 +1,47 @@
+"""Loading a stock diffusers pipeline from a folder or the hub, with its traps taken care of.
+
+diffusers (0.42) refuses to reload a pipeline that was saved without one of its components, such as
+SD3 without T5: the folder's model_index.json says null, but the component must be passed again.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+INDEX = "model_index.json"
+
+
+def load_stock_pipeline(
+    source: str | Path, *, pipeline_class: type[DiffusionPipeline] | None = None, **kwargs: Any
+) -> DiffusionPipeline:
+    """`from_pretrained`, passing the components a local folder was saved without as None.
+
+    Args:
+        source: Local folder or hub id.
+        pipeline_class: Class to load; None lets model_index.json decide.
+        **kwargs: For diffusers' `from_pretrained`.
+
+    Raises:
+        OSError: Nothing loadable at `source`.
+        ValueError: diffusers could not assemble the pipeline.
+    """
+    absent = {name: None for name in _absent_components(Path(source)) if name not in kwargs}
+    for log in (diffusers_logging, transformers_logging):
+        log.disable_progress_bar()
+    try:
+        return (pipeline_class or DiffusionPipeline).from_pretrained(source, **absent, **kwargs)
+    finally:
+        for log in (diffusers_logging, transformers_logging):
+            log.enable_progress_bar()
+
+
+def _absent_components(folder: Path) -> list[str]:
+    index = folder / INDEX
+    if not index.is_file():
+        return []
+    entries = json.loads(index.read_text(encoding="utf-8"))
+    return [name for name, entry in entries.items() if entry == [None, None]]

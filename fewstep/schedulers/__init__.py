@@ -1,0 +1,9 @@
+"""Schedulers for stock diffusers pipelines that obey a recipe."""
+
+from fewstep.schedulers.few_step_scheduler import (
+    FewStepScheduler,
+    FewStepSchedulerOutput,
+    NoiseLayout,
+)
+
+__all__ = ["FewStepScheduler", "FewStepSchedulerOutput", "NoiseLayout"]

@@ -1,0 +1,380 @@
+"""FewStepScheduler: a diffusers scheduler whose grid and step rule come from a recipe.
+
+It owns the final (timestep, sigma) table. Pipelines may pass sigmas, mu or timesteps of their own
+making; stock schedulers re-shift or re-derive them, differently in every release, so here only
+their number counts. The arithmetic is `fewstep.sampling`; nothing of it is repeated.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from fewstep.errors import PipelineError, ShapeError
+from fewstep.noise_schedule import Level
+from fewstep.recipe import FewStepRecipe
+from fewstep.sampling import Prediction, needs_noise, step, to_x0
+
+Generators = torch.Generator | list[torch.Generator] | None
+DIFFUSERS_PREDICTIONS: dict[Prediction, str] = {
+    "epsilon": "epsilon",
+    "v": "v_prediction",
+    "x0": "sample",
+    "flow": "flow_prediction",
+    "trigflow": "trigflow",
+}
+GRID_TOLERANCE = 1 / 128
+"""Relative; half the spacing of bfloat16, in which some pipelines carry their timesteps."""
+
+
+@dataclass
+class FewStepSchedulerOutput(BaseOutput):
+    """What one step gives.
+
+    Attributes:
+        prev_sample: The sample at the next level. Shape and dtype of the input sample.
+        pred_original_sample: Predicted clean data, x0. Same shape and dtype.
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseLayout:
+    """How a pipeline that packs its latents turns an image-shaped draw into its own layout.
+
+    The noise stream is drawn image-shaped on every host; FLUX and Qwen-Image then reorder it.
+
+    Attributes:
+        shape: One image's latents before packing, (C, h, w).
+        pack: (B, C, h, w) to the pipeline's layout.
+    """
+
+    shape: tuple[int, ...]
+    pack: Callable[[Tensor], Tensor]
+
+
+class FewStepScheduler(SchedulerMixin, ConfigMixin):
+    """Samples by a recipe in any stock diffusers pipeline.
+
+    Args:
+        recipe: A `FewStepRecipe`, or its JSON value (as `scheduler_config.json` holds it).
+        num_train_timesteps: Ignored, the recipe knows; kept readable in `config` for pipelines.
+        prediction_type: Likewise.
+
+    Attributes:
+        recipe: The recipe it obeys.
+        replaced: The stock scheduler whose place it took, for giving that back.
+
+    Raises:
+        RecipeError: The recipe breaks its own rules.
+        PipelineError: The recipe needs a sampler this scheduler is not.
+    """
+
+    order = 1
+    _compatibles: list[str] = []
+
+    @register_to_config
+    def __init__(
+        self,
+        recipe: FewStepRecipe | Mapping[str, Any],
+        num_train_timesteps: int | None = None,
+        prediction_type: str | None = None,
+    ) -> None:
+        if not isinstance(recipe, FewStepRecipe):
+            recipe = FewStepRecipe.from_json(json.dumps(recipe))
+        _check_is_supported(recipe)
+        self.recipe = recipe
+        self.register_to_config(
+            recipe=json.loads(recipe.to_json()),
+            num_train_timesteps=recipe.base.schedule.num_train_timesteps,
+            prediction_type=DIFFUSERS_PREDICTIONS[recipe.base.prediction],
+        )
+        self._schedule = recipe.base.schedule.build()
+        self._generator: Generators = None
+        self._layouts: dict[tuple[int, ...], NoiseLayout] = {}
+        self.replaced: SchedulerMixin | None = None
+        self.set_timesteps()
+
+    def __len__(self) -> int:
+        return self.recipe.base.schedule.num_train_timesteps
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """What pipelines of the VP family multiply the first noise with: sigma of the first level.
+
+        The trainer's rollout starts from alpha * 0 + sigma * noise; at t = 999 of Stable Diffusion
+        this is 0.998, at a start below T it is less. Flow pipelines never read this.
+        """
+        return self._levels[0].sigma
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether pipelines of this kind leave the first noise unscaled."""
+        return self.recipe.base.schedule.kind == "flow"
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The N + 1 levels of the grid in use, float64."""
+        return self._levels
+
+    @property
+    def step_index(self) -> int | None:
+        """Index of the next step, None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Where the pipeline said it starts (image to image starts inside the grid)."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at this index of the grid instead of looking the first timestep up."""
+        self._begin_index = begin_index
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
+        """Install one of the recipe's grids.
+
+        Args:
+            num_inference_steps: Step count; None means the length of `sigmas` or `timesteps`, else
+                the recipe's default.
+            device: Where `timesteps` go; `sigmas` stay on the CPU for indexing without a sync.
+            sigmas: Only their number counts (FLUX, SD3, Qwen-Image and Z-Image pipelines pass it).
+            mu: Ignored: the recipe's sigmas are already shifted.
+            timesteps: As `sigmas`.
+
+        Raises:
+            RecipeError: The model was not made for this step count.
+        """
+        count = num_inference_steps
+        for given in (sigmas, timesteps):
+            if count is None and given is not None:
+                count = len(given)
+        grid = self.recipe.grid(count)
+        self._levels = self.recipe.levels(grid.num_steps)
+        self.num_inference_steps = grid.num_steps
+        self.timesteps = torch.tensor(grid.timesteps, dtype=torch.float32, device=device)
+        self.sigmas = torch.tensor(grid.sigmas, dtype=torch.float32)
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
+        """The sample itself: networks here see x_t = alpha * x0 + sigma * epsilon unscaled."""
+        return sample
+
+    def index_for_timestep(
+        self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None
+    ) -> int:
+        """Index of the grid's timestep nearest to this one, however it was rounded on the way.
+
+        Raises:
+            PipelineError: No timestep of the grid is near.
+        """
+        known = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        grid, wanted = known.tolist(), float(timestep)
+        index = min(range(len(grid)), key=lambda i: abs(grid[i] - wanted))
+        if abs(grid[index] - wanted) > max(0.5, GRID_TOLERANCE * abs(wanted)):
+            raise PipelineError(
+                f"timestep {wanted:g} is not in this recipe's grid {[round(t, 1) for t in grid]}; "
+                "pass the timesteps of the scheduler"
+            )
+        return index
+
+    @contextmanager
+    def bound(self, generator: Generators) -> Iterator[None]:
+        """Inside, steps draw fresh noise from these generators.
+
+        Most pipelines (SD3, FLUX, Qwen-Image, Wan, Z-Image, ...) never hand their generator to
+        `step`; without this a re-noising sampler would not repeat for the same seed.
+
+        Args:
+            generator: One for the whole batch, or one per image.
+        """
+        before, self._generator = self._generator, generator
+        self._layouts.clear()
+        try:
+            yield
+        finally:
+            self._generator = before
+            self._layouts.clear()
+
+    def add_noise_layout(self, packed_shape: tuple[int, ...], layout: NoiseLayout) -> None:
+        """Tell how fresh noise for samples of one packed shape is made; forgotten after `bound`.
+
+        Args:
+            packed_shape: One image's latents as the pipeline packs them.
+            layout: From the image-shaped draw to that.
+        """
+        self._layouts[packed_shape] = layout
+
+    @overload
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: Generators = None,
+        *,
+        return_dict: Literal[False],
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: Literal[True] = True,
+    ) -> FewStepSchedulerOutput: ...
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> FewStepSchedulerOutput | tuple[Tensor, Tensor]:
+        """One step of the grid; the arithmetic is float32 (float64 for float64 samples).
+
+        There is no `eta` on purpose: pipelines pass their default of 0 to every scheduler that
+        names it, which would silence the recipe's stochasticity.
+
+        Args:
+            model_output: What the network said, guidance applied. Shape of `sample`.
+            timestep: Looked up only if neither a step nor `set_begin_index` came before.
+            sample: The noisy sample. Shape (B, ...), any float dtype.
+            generator: Wins over `bound`; only looked at by steps that add noise.
+            return_dict: False gives (prev_sample, pred_original_sample).
+
+        Raises:
+            PipelineError: Called more often than the grid has steps.
+            ShapeError: Output and sample have different shapes.
+        """
+        if model_output.shape != sample.shape:
+            raise ShapeError(
+                f"the network gave shape {tuple(model_output.shape)} for a sample of "
+                f"{tuple(sample.shape)}; wanted equal shapes (drop a learned variance first)"
+            )
+        index = self._next_index(timestep)
+        now, following = self._levels[index], self._levels[index + 1]
+        via = self._schedule.via(following, self.recipe.sampler.stochasticity)
+        dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
+        wide = sample.to(dtype)
+        x0 = to_x0(self.recipe.base.prediction, model_output.to(dtype), wide, now)
+        noise = None
+        if needs_noise(following, via):
+            noise = self._draw(sample, generator if generator is not None else self._generator)
+        moved = step(wide, x0, now, following, noise, via)
+        self._step_index = index + 1
+        # The sample's dtype, not the network's: Wan and Z-Image keep float32 latents over a
+        # half-precision network, and rounding them at every step would lose what they keep.
+        previous, x0 = moved.to(sample.dtype), x0.to(sample.dtype)
+        if not return_dict:
+            return previous, x0
+        return FewStepSchedulerOutput(prev_sample=previous, pred_original_sample=x0)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """`alpha * x0 + sigma * noise` at given timesteps.
+
+        Timesteps of the grid get the grid's own levels, others the schedule's.
+
+        Args:
+            original_samples: Clean data. Shape (B, ...).
+            noise: Standard normal, same shape.
+            timesteps: One for all, or one per sample.
+        """
+        levels = [self._level_at(t) for t in torch.as_tensor(timesteps).flatten().tolist()]
+        shape = (-1, *[1] * (original_samples.ndim - 1))
+        alpha = torch.tensor([level.alpha for level in levels], dtype=torch.float64)
+        sigma = torch.tensor([level.sigma for level in levels], dtype=torch.float64)
+        alpha = alpha.to(original_samples).reshape(shape)
+        return alpha * original_samples + sigma.to(original_samples).reshape(shape) * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise` under the name and in the order that flow pipelines call it."""
+        return self.add_noise(sample, noise, timestep)
+
+    def _next_index(self, timestep: float | Tensor) -> int:
+        index = self._step_index
+        if index is None:
+            index = self._begin_index
+        if index is None:
+            index = self.index_for_timestep(timestep)
+        if index >= len(self._levels) - 1:
+            raise PipelineError(
+                f"step was called more often than this grid's {len(self._levels) - 1} steps; "
+                "call set_timesteps before every image"
+            )
+        return index
+
+    def _level_at(self, timestep: float) -> Level:
+        nearest = min(self._levels[:-1], key=lambda level: abs(level.timestep - timestep))
+        if abs(nearest.timestep - timestep) < 0.5:
+            return nearest
+        return self._schedule.level(timestep)
+
+    def _draw(self, sample: Tensor, generator: Generators) -> Tensor:
+        batch, *shape = sample.shape
+        layout = self._layouts.get(tuple(shape))
+        if layout is None:
+            return draw_normal((batch, *shape), generator).to(sample.device)
+        return layout.pack(draw_normal((batch, *layout.shape), generator)).to(sample.device)
+
+
+def draw_normal(shape: Sequence[int], generator: Generators) -> Tensor:
+    """Standard normals in float32, drawn where the generator lives (the CPU without one).
+
+    float32 whatever the sample's dtype: torch draws other numbers in half precision.
+
+    Args:
+        shape: (B, ...).
+        generator: One for the batch, or a list of one per image.
+
+    Raises:
+        PipelineError: The list's length is not B.
+    """
+    if isinstance(generator, list):
+        if len(generator) not in (1, shape[0]):
+            raise PipelineError(
+                f"got {len(generator)} generators for a batch of {shape[0]}; pass one per image"
+            )
+        if len(generator) == shape[0]:
+            return torch.cat([draw_normal((1, *shape[1:]), g).cpu() for g in generator])
+        generator = generator[0]
+    device = torch.device("cpu") if generator is None else generator.device
+    return torch.randn(tuple(shape), generator=generator, device=device, dtype=torch.float32)
+
+
+def _check_is_supported(recipe: FewStepRecipe) -> None:
+    if recipe.sampler.kind != "step":
+        raise PipelineError(
+            f"this recipe's sampler is {recipe.sampler.kind!r}, but FewStepScheduler runs 'step'; "
+            "sample it with the pipeline of its authors"
+        )
+    if recipe.base.schedule.kind == "trigflow":
+        raise PipelineError(
+            "this recipe is TrigFlow, whose pipelines rescale their own input; "
+            "sample it with diffusers' SanaSprintPipeline and its SCMScheduler"
+        )
+    if recipe.resolution_shift is not None:
+        raise PipelineError(
+            "this recipe's grid depends on the image size (resolution_shift), which "
+            "FewStepScheduler cannot follow; store the grid of one size instead"
+        )

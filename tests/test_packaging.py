@@ -1,0 +1,101 @@
+"""Importing fewstep is light, public names resolve, and extras say what they bring."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import fewstep
+from fewstep.errors import MissingExtraError
+from fewstep.extras import EXTRA_OF, missing_extra
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DISTRIBUTIONS = {
+    "onnxruntime": "onnxruntime",
+    "prometheus_client": "prometheus-client",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+}
+"""Import names that differ from the name on the package index (or share its start)."""
+
+TIMED_IMPORT = """
+import sys, time
+start = time.perf_counter()
+import fewstep
+print(time.perf_counter() - start)
+heavy = {"torch", "diffusers", "transformers", "numpy", "tyro"} & set(sys.modules)
+assert not heavy, heavy
+"""
+BLOCKED_TORCH = """
+import sys
+sys.modules["torch"] = None
+import fewstep
+try:
+    fewstep.FewStepPipeline
+except fewstep.FewstepError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def python(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_import_is_light() -> None:
+    assert min(float(python(TIMED_IMPORT)) for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize("name", fewstep.__all__)
+def test_public_names_resolve(name: str) -> None:
+    value = getattr(fewstep, name)
+    assert value is not None
+    assert name in dir(fewstep)
+
+
+def test_lazy_names_are_the_public_ones() -> None:
+    assert sorted([*fewstep.HOMES, "__version__"]) == sorted(fewstep.__all__)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'FewStepPipline'"):
+        getattr(fewstep, "FewStepPipline")  # noqa: B009
+
+
+def test_missing_torch_names_the_extra() -> None:
+    said = python(BLOCKED_TORCH)
+    assert said.startswith("MissingExtraError torch is not installed; run: pip install")
+    assert "fewstep[torch]" in said
+
+
+def test_missing_package_of_no_extra_is_not_translated() -> None:
+    assert missing_extra(ModuleNotFoundError("x", name="somebody_elses")) is None
+    found = missing_extra(ModuleNotFoundError("x", name="sklearn.datasets"))
+    assert isinstance(found, MissingExtraError)
+
+
+@pytest.mark.parametrize("package", EXTRA_OF)
+def test_the_named_extra_really_brings_the_package(package: str) -> None:
+    requirements = PROJECT["optional-dependencies"][EXTRA_OF[package]]
+    name = DISTRIBUTIONS.get(package, package)
+    assert any(r.startswith((f"{name}>", f"{name}=")) for r in requirements)
+
+
+def test_the_package_is_marked_as_typed() -> None:
+    assert (ROOT / "fewstep" / "py.typed").exists()
+
+
+def test_comfy_nodes_import_without_comfy() -> None:
+    code = "import sys, fewstep.comfy_nodes as n; print('comfy' in sys.modules, n.__all__)"
+    assert python(code) == "False ['NODE_CLASS_MAPPINGS']\n"
+
+
+def test_export_says_that_it_does_not_export_yet() -> None:
+    command = [sys.executable, "-m", "fewstep.export"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "does not export" in done.stderr

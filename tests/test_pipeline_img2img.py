@@ -1,0 +1,136 @@
+"""Image to image and inpainting: trained timesteps only, and always a step to take."""
+
+import inspect
+
+import diffusers
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from fewstep.errors import PipelineError
+from fewstep.pipeline import FewStepPipeline
+from fewstep.pipeline.image_to_image import start_index
+from fewstep.recipe import Sampler
+from fewstep.schedulers import FewStepScheduler
+from tests.tiny_pipelines import (
+    FLOW_GRID,
+    FLUX,
+    QWEN_IMAGE,
+    SD3,
+    SD15,
+    SDXL,
+    VP_GRID,
+    Z_IMAGE,
+    TinyFamily,
+    flow_recipe,
+    record_denoiser,
+    seen_timesteps,
+    vp_recipe,
+)
+
+FLAGS = ("requires_safety_checker", "requires_aesthetics_score", "force_zeros_for_empty_prompt")
+EVEN_GRID = (1000.0, 750.0, 500.0, 250.0)
+TASKS: dict[str, tuple[TinyFamily, type[DiffusionPipeline]]] = {
+    "sd15": (SD15, diffusers.StableDiffusionImg2ImgPipeline),
+    "sdxl": (SDXL, diffusers.StableDiffusionXLImg2ImgPipeline),
+    "sd3": (SD3, diffusers.StableDiffusion3Img2ImgPipeline),
+    "flux": (FLUX, diffusers.FluxImg2ImgPipeline),
+    "qwen-image": (QWEN_IMAGE, diffusers.QwenImageImg2ImgPipeline),
+    "z-image": (Z_IMAGE, diffusers.ZImageImg2ImgPipeline),
+}
+INPAINT: dict[str, tuple[TinyFamily, type[DiffusionPipeline]]] = {
+    "sd15": (SD15, diffusers.StableDiffusionInpaintPipeline),
+    "sdxl": (SDXL, diffusers.StableDiffusionXLInpaintPipeline),
+    "flux": (FLUX, diffusers.FluxInpaintPipeline),
+}
+
+
+def made_for(
+    family: TinyFamily, task: type[DiffusionPipeline], **changes: object
+) -> FewStepPipeline:
+    recipe = family.recipe(**({} if family.is_vp else {"timesteps": EVEN_GRID}), **changes)
+    components = dict(family.build().components)
+    wanted = inspect.signature(task.__init__).parameters
+    missing = {name: None for name in wanted if name not in components and name != "self"}
+    flags = {name: wanted[name].default for name in missing if name in FLAGS}
+    pipe = FewStepPipeline.wrap(task(**{**components, **missing, **flags}), recipe=recipe)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def arguments_of(pipe: FewStepPipeline, family: TinyFamily) -> dict[str, object]:
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    arguments = {**family.arguments(1), "image": picture}
+    taken = inspect.signature(type(pipe).__call__).parameters
+    return {name: value for name, value in arguments.items() if name in taken}
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    ("strength", "steps"), [(0.0, 1), (0.1, 1), (0.2, 1), (0.5, 2), (0.6, 2), (1.0, 4)]
+)
+def test_every_strength_runs_trained_timesteps_and_at_least_one(
+    name: str, strength: float, steps: int
+) -> None:
+    family, task = TASKS[name]
+    pipe = made_for(family, task)
+    calls = record_denoiser(pipe, family)
+    pipe(**arguments_of(pipe, family), strength=strength, seed=0)
+    grid = VP_GRID if family.is_vp else EVEN_GRID
+    assert seen_timesteps(calls, family) == pytest.approx(grid[-steps:], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3"])
+def test_it_starts_from_the_picture_at_the_noise_of_the_first_timestep(name: str) -> None:
+    family, task = TASKS[name]
+    pipe = made_for(family, task)
+    calls = record_denoiser(pipe, family)
+    latents = torch.rand(1, *family.latent_shape)  # an image of 4 channels is taken as latents
+    pipe(**{**arguments_of(pipe, family), "image": latents}, strength=0.5, seed=8)
+    noise = torch.randn(1, *family.latent_shape, generator=torch.Generator().manual_seed(8))
+    level = pipe.recipe.levels()[2]
+    torch.testing.assert_close(calls[0][2], level.alpha * latents + level.sigma * noise)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_renoising_image_to_image_repeats_for_the_same_seed(name: str) -> None:
+    family, task = TASKS[name]
+    pipe = made_for(family, task, sampler=Sampler(stochasticity=1.0))
+    pictures = [
+        pipe(**arguments_of(pipe, family), strength=0.8, seed=seed)[0] for seed in (4, 4, 5)
+    ]
+    assert torch.equal(pictures[0], pictures[1])
+    assert not torch.equal(pictures[0], pictures[2])
+
+
+@pytest.mark.parametrize("name", INPAINT)
+@pytest.mark.parametrize("strength", [0.1, 0.6, 1.0])
+def test_inpainting_runs_trained_timesteps_and_at_least_one(name: str, strength: float) -> None:
+    family, task = INPAINT[name]
+    pipe = made_for(family, task)
+    calls = record_denoiser(pipe, family)
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., 16:] = 1.0
+    pipe(**arguments_of(pipe, family), mask_image=mask, strength=strength, seed=0)
+    grid = list(VP_GRID if family.is_vp else EVEN_GRID)
+    seen = seen_timesteps(calls, family)
+    assert len(seen) >= 1
+    assert seen == pytest.approx(grid[-len(seen) :], rel=1e-6)
+
+
+def test_strength_is_a_noise_level_not_a_share_of_the_steps() -> None:
+    """A shifted grid keeps its low noise for weak edits: sigma .625 is the least it has."""
+    scheduler = FewStepScheduler(flow_recipe("wan", FLOW_GRID))
+    starts = [start_index(scheduler, strength) for strength in (0.3, 0.7, 0.85, 0.95, 1.0)]
+    assert starts == [3, 3, 2, 1, 0]
+
+
+def test_of_two_equally_near_levels_the_noisier_is_taken() -> None:
+    scheduler = FewStepScheduler(flow_recipe("sd3", EVEN_GRID))
+    assert start_index(scheduler, 0.625) == 1
+
+
+def test_a_strength_above_one_is_an_error() -> None:
+    scheduler = FewStepScheduler(vp_recipe("sd15"))
+    with pytest.raises(PipelineError, match="strength must be 0 to 1, got 1.5"):
+        start_index(scheduler, 1.5)

@@ -1,0 +1,59 @@
+"""Which adapter a forward pass uses: teacher, student, critic and average on one frozen base.
+
+The role is a context variable read inside every LoRA layer. Nothing toggles requires_grad and no
+adapter is ever "set", so a backward pass cannot meet another role than its forward did; blocks
+recomputed by gradient checkpointing restore the role they ran forward with (`role_checkpoint`).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from enum import Enum
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Role(Enum):
+    """Who a network call speaks for."""
+
+    TEACHER = "teacher"
+    """The frozen base alone."""
+    STUDENT = "student"
+    CRITIC = "critic"
+    AVERAGE = "average"
+    """Moving average of the student; evaluated and exported, never trained."""
+
+
+_CURRENT: ContextVar[Role] = ContextVar("fewstep_role", default=Role.TEACHER)
+
+
+def current_role() -> Role:
+    """The role of the network call in progress."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def acting_as(role: Role) -> Iterator[None]:
+    """Network calls inside the block use this role's adapter."""
+    token = _CURRENT.set(role)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def role_checkpoint(function: Callable[..., Any] | nn.Module, *args: Any) -> Any:
+    """Gradient checkpointing that recomputes a block under the role of its forward pass.
+
+    Give it to diffusers: `model.enable_gradient_checkpointing(role_checkpoint)`. Plain
+    `torch.utils.checkpoint` recomputes under whatever role is active during backward, which gives
+    silently wrong gradients (tests/trainer/test_roles.py holds the table).
+    """
+    role = current_role()
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), acting_as(role)
+
+    return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
