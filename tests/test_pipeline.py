@@ -319,6 +319,19 @@ def test_names_that_fit_but_that_diffusers_skips_are_an_error(tmp_path: Path) ->
     assert not any("lora" in name for name in stock.components["transformer"].state_dict())
 
 
+def test_text_encoder_modules_that_find_no_text_encoder_are_an_error(tmp_path: Path) -> None:
+    tensors = safetensors.torch.load_file(lora_file(SD3, tmp_path / "a.safetensors"))
+    layer = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    tensors[f"{layer}.lora_A.weight"] = torch.zeros(2, 8)
+    tensors[f"{layer}.lora_B.weight"] = torch.zeros(8, 2)
+    file = tmp_path / "with_text.safetensors"
+    safetensors.torch.save_file(tensors, file)
+    with pytest.raises(
+        AdapterError, match="for text_encoder, which this pipeline was loaded without"
+    ):
+        FewStepPipeline.wrap(SD3.build(), adapter=file, recipe=SD3.recipe())
+
+
 def test_a_style_lora_of_the_users_stays_on(tmp_path: Path) -> None:
     style = lora_file(SD3, tmp_path / "style.safetensors", strength=0.3)
     file = lora_file(SD3, tmp_path / "a.safetensors")

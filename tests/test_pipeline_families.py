@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import LCMScheduler
 
 from fewstep.pipeline import FewStepPipeline
 from fewstep.recipe import Sampler
@@ -102,6 +103,26 @@ def pack_like(pipe: FewStepPipeline, noise: torch.Tensor, latents: torch.Tensor)
     *_, channels, height, width = noise.shape
     patches = noise.reshape(channels, height // 2, 2, width // 2, 2)
     return patches.permute(1, 3, 0, 2, 4).reshape(1, -1, channels * 4)
+
+
+def test_a_renoising_vp_recipe_draws_what_stock_diffusers_draws_with_lcm() -> None:
+    """DMD2's published way: LCMScheduler with the trained timesteps, from the same noise."""
+    ours = wrapped(SD15, sampler=Sampler(stochasticity=1.0))
+    stock: Any = SD15.build()
+    stock.scheduler = LCMScheduler(beta_start=0.00085, beta_end=0.012)
+    noise = first_noise(SD15, 1)[None]
+    scaled = ours.recipe.levels()[0].sigma * noise  # ours starts at sigma 0.998, LCM at 1
+    pictures = [
+        stock(
+            **SD15.arguments(1),
+            timesteps=[999, 749, 499, 249],
+            guidance_scale=1.0,
+            latents=scaled,
+            generator=torch.Generator().manual_seed(2),
+        )[0],
+        draw(ours, SD15, 1, latents=noise, generator=torch.Generator().manual_seed(2)),
+    ]
+    torch.testing.assert_close(pictures[1], pictures[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", [SD3, FLUX], ids=lambda family: family.name)

@@ -1,6 +1,7 @@
 """Image to image and inpainting: trained timesteps only, and always a step to take."""
 
 import inspect
+from typing import Any
 
 import diffusers
 import pytest
@@ -89,6 +90,8 @@ def test_it_starts_from_the_picture_at_the_noise_of_the_first_timestep(name: str
     pipe(**{**arguments_of(pipe, family), "image": latents}, strength=0.5, seed=8)
     noise = torch.randn(1, *family.latent_shape, generator=torch.Generator().manual_seed(8))
     level = pipe.recipe.levels()[2]
+    scheduler: Any = pipe.scheduler
+    assert scheduler.begin_index == 2  # no look-up of a timestep that is on the device
     torch.testing.assert_close(calls[0][2], level.alpha * latents + level.sigma * noise)
 
 

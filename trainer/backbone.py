@@ -132,7 +132,9 @@ class Backbone(ABC):
             return self.x0(role, sample, levels, condition)
         both = condition.beside(null_condition.expand(len(sample)))
         doubled = Levels(
-            levels.timestep.repeat(2), levels.alpha.repeat(2, 1, 1, 1), levels.sigma.repeat(2, 1, 1, 1)
+            levels.timestep.repeat(2),
+            levels.alpha.repeat(2, 1, 1, 1),
+            levels.sigma.repeat(2, 1, 1, 1),
         )
         cond, uncond = self.x0(role, sample.repeat(2, 1, 1, 1), doubled, both).chunk(2)
         return uncond + scale * (cond - uncond)
@@ -164,7 +166,9 @@ class Sd3Backbone(Backbone):
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
-        length = {"max_sequence_length": self.max_sequence_length} if self.max_sequence_length else {}
+        length = (
+            {"max_sequence_length": self.max_sequence_length} if self.max_sequence_length else {}
+        )
         sequence, _, pooled, _ = self.pipe.encode_prompt(
             prompts, None, None, do_classifier_free_guidance=False, device=self.device, **length
         )

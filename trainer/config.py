@@ -87,6 +87,8 @@ class DmdConfig:
     """Lowest noise at which teacher and critic are compared, share of the schedule."""
     tau_max: float = 0.98
     """Highest."""
+    tau_shift: float = 1.0
+    """Above 1 moves the comparisons toward noise, by the flow time shift formula."""
     normaliser_floor: float = 0.05
     """Lower bound of mean|x0 - teacher_x0|, the DMD gradient's denominator."""
     ida: float = 1.0
@@ -102,6 +104,7 @@ class DmdConfig:
         _at_least("dmd.critic-warmup", self.critic_warmup, 0)
         _within("dmd.tau-min", self.tau_min, 0.0, 1.0)
         _within("dmd.tau-max", self.tau_max, self.tau_min, 1.0)
+        _above("dmd.tau-shift", self.tau_shift, 0.0)
         _at_least("dmd.normaliser-floor", self.normaliser_floor, 0.0)
         _within("dmd.ida", self.ida, 0.0, 1.0)
         _within("dmd.beta1", self.beta1, 0.0, 0.999)

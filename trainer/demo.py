@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fewstep.digits.data import balanced_prompts
-from fewstep.trainer.demo_pictures import save_curves, save_grid
-from fewstep.trainer.demo_report import report_markdown, verdicts
 from fewstep.digits.evaluate import judge_real, judge_student, judge_teacher, load_student
 from fewstep.digits.judge import DigitsJudge
 from fewstep.digits.rows import Row
@@ -22,6 +20,8 @@ from fewstep.digits.weights import teacher_folder, weights_checksum
 from fewstep.noise_schedule import NoiseSchedule
 from fewstep.recipe import FewStepRecipe, Grid
 from fewstep.trainer.config import TrainConfig
+from fewstep.trainer.demo_pictures import save_curves, save_grid
+from fewstep.trainer.demo_report import report_markdown, verdicts
 from fewstep.trainer.loop import train
 from fewstep.trainer.progress import TrainProgress
 from fewstep.trainer.recipes import RECIPES

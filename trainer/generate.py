@@ -58,9 +58,7 @@ def generate(
         chosen = torch.tensor(prompts[start : start + BATCH])
         condition = book.conditions.take(chosen)
         noise = NoiseBatch(seeds[start : start + BATCH])
-        done.append(
-            _one_batch(backbone, book, path, role, guidance_scale, condition, noise, shape)
-        )
+        done.append(_one_batch(backbone, book, path, role, guidance_scale, condition, noise, shape))
     return torch.cat(done)
 
 

@@ -67,7 +67,9 @@ class Learner:
         """Optimizer state by name; with `load_tensors`, a step continues bit for bit."""
         state = self.optimizer.state_dict()["state"]
         found = {
-            f"{index}.{name}": value for index, slot in state.items() for name, value in slot.items()
+            f"{index}.{name}": value
+            for index, slot in state.items()
+            for name, value in slot.items()
         }
         if self.scaler.is_enabled():
             scaler = self.scaler.state_dict()

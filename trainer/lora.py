@@ -145,8 +145,10 @@ class LoraBank:
         mine = dict(self._named(role))
         if set(mine) != set(tensors):
             odd = sorted(set(mine) ^ set(tensors))
-            raise AdapterError(f"adapter tensors do not match this base: {len(odd)} differ, "
-                               f"the first is {odd[0]}; train on the same model and lora.targets")
+            raise AdapterError(
+                f"adapter tensors do not match this base: {len(odd)} differ, "
+                f"the first is {odd[0]}; train on the same model and lora.targets"
+            )
         for name, parameter in mine.items():
             if parameter.shape != tensors[name].shape:
                 raise AdapterError(

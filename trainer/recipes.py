@@ -4,9 +4,8 @@
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from fewstep.trainer.config import DmdConfig, TrainConfig, WarmStartConfig
+from fewstep.trainer.config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,26 @@ from fewstep.trainer.roles import Role
 
 
 @dataclass(frozen=True, slots=True)
+class TauLaw:
+    """Where on the schedule (0 clean, 1 noise) teacher and critic are asked: uniform, shifted.
+
+    Attributes:
+        low: Lowest position before the shift.
+        high: Highest.
+        shift: Above 1 moves positions toward noise.
+    """
+
+    low: float
+    high: float
+    shift: float = 1.0
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Positions, shape (count,)."""
+        even = self.low + (self.high - self.low) * torch.rand(count, generator=generator)
+        return self.shift * even / (1.0 + (self.shift - 1.0) * even)
+
+
+@dataclass(frozen=True, slots=True)
 class Draws:
     """Everything random in one optimizer step.
 
@@ -100,7 +120,7 @@ def draw(
     shape: tuple[int, int, int],
     batch_size: int,
     *,
-    tau: tuple[float, float],
+    tau: TauLaw,
     generator: torch.Generator,
     device: torch.device,
 ) -> Draws:
@@ -111,7 +131,7 @@ def draw(
         path: The student's grid.
         shape: Latent shape (C, h, w).
         batch_size: B.
-        tau: Lowest and highest position of the comparison.
+        tau: Where teacher and critic will be asked.
         generator: The run's generator, on the CPU.
         device: Where the tensors go.
     """
@@ -119,11 +139,9 @@ def draw(
     draws = path.num_steps if path.stochasticity > 0.0 else 1
     noise = torch.randn((draws, batch_size, *shape), generator=generator)
     exit_index = int(torch.randint(path.num_steps, (), generator=generator))
-    position = tau[0] + (tau[1] - tau[0]) * torch.rand(batch_size, generator=generator)
+    position = tau.draw(batch_size, generator)
     epsilon = torch.randn((batch_size, *shape), generator=generator)
-    return Draws(
-        prompt, noise.to(device), exit_index, position.to(device), epsilon.to(device)
-    )
+    return Draws(prompt, noise.to(device), exit_index, position.to(device), epsilon.to(device))
 
 
 def roll_out(

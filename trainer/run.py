@@ -15,7 +15,7 @@ from fewstep.trainer.learner import Learner, warm_cosine
 from fewstep.trainer.lora import LoraBank
 from fewstep.trainer.meters import ChannelStatistics, channel_drift
 from fewstep.trainer.roles import Role
-from fewstep.trainer.rollout import Draws, draw
+from fewstep.trainer.rollout import Draws, TauLaw, draw
 from fewstep.trainer.run_folder import RunFolder
 from fewstep.trainer.stages import DmdStage, Metrics, Setting, Stage, TrajectoryStage
 
@@ -107,7 +107,7 @@ class Run:
             self.setting.path,
             self.shape,
             config.batch_size,
-            tau=(config.dmd.tau_min, config.dmd.tau_max),
+            tau=TauLaw(config.dmd.tau_min, config.dmd.tau_max, config.dmd.tau_shift),
             generator=self.generator,
             device=self.backbone.device,
         )

@@ -40,9 +40,10 @@ class RunFolder:
         if file.exists():
             before = TrainConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
             if before.digest() != config.digest():
+                change = _first_change(before, config)
                 raise CheckpointError(
-                    f"{self.root} holds a run with other settings ({_first_change(before, config)});"
-                    " choose another --out, or repeat those settings to continue it"
+                    f"{self.root} holds a run with other settings ({change}); "
+                    "choose another --out, or repeat those settings to continue it"
                 )
         write_json(file, config.to_dict())
         write_json(self.root / "environment.json", _environment())

@@ -123,7 +123,9 @@ def pick_device(name: str) -> torch.device:
 def _teacher_statistics(
     config: TrainConfig, backbone: Backbone, book: PromptBook, shape: tuple[int, int, int]
 ) -> ChannelStatistics:
-    path = StudentPath(even_levels(backbone, TEACHER_STEPS, config.grid.shift), backbone.schedule, 0.0)
+    path = StudentPath(
+        even_levels(backbone, TEACHER_STEPS, config.grid.shift), backbone.schedule, 0.0
+    )
     latents = generate(
         backbone,
         book,

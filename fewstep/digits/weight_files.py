@@ -24,9 +24,7 @@ def read_autoencoder(folder: Path) -> AutoencoderTiny:
     return AutoencoderTiny.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def write_teacher(
-    pipe: StableDiffusion3Pipeline | StableDiffusionPipeline, folder: Path
-) -> None:
+def write_teacher(pipe: StableDiffusion3Pipeline | StableDiffusionPipeline, folder: Path) -> None:
     """Save a teacher's pipeline folder in float16, without the shared autoencoder."""
     with tempfile.TemporaryDirectory() as temporary:
         pipe.save_pretrained(temporary)

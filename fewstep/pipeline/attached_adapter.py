@@ -1,5 +1,6 @@
 """LoRA files on a pipeline's denoiser: attach with proof that all of it arrived, fuse, remove."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,25 +50,27 @@ def attach(pipe: DiffusionPipeline, header: AdapterHeader, scale: float) -> Atta
     name, model = main_denoiser(pipe)
     if adapted_modules(model):
         raise PipelineError(f"an adapter {ADAPTER_NAME!r} is already attached; unwrap() it first")
-    _check_component(header, name)
+    _check_components(pipe, header, name)
     coverage = check_coverage(header, weight_shapes(model))
     already_active = _active_adapters(pipe)
     wanted = set(coverage.ranks)
     try:
         if isinstance(pipe, LoraBaseMixin):
-            folder, file = str(header.path.parent), header.path.name
-            cast(Any, pipe).load_lora_weights(folder, weight_name=file, adapter_name=ADAPTER_NAME)
+            _load(pipe, header.path)
         else:
             _inject(model, header, coverage)
     except Exception as error:
         detach(pipe)
         raise AdapterError(f"{header.path}: diffusers could not load it ({error})") from error
     loaded = adapted_modules(model)
-    if loaded != wanted:
+    text_modules = sum(ADAPTER_NAME in layer.r for layer in _all_lora_layers(pipe)) - len(loaded)
+    if loaded != wanted or text_modules != coverage.text_encoder_modules:
         detach(pipe)
+        difference = min(loaded ^ wanted, default="a text encoder's")
         raise AdapterError(
-            f"{header.path}: {len(loaded)} of {len(wanted)} LoRA modules were loaded (first "
-            f"difference: {min(loaded ^ wanted)}); save the file with diffusers' names"
+            f"{header.path}: {len(loaded) + text_modules} of "
+            f"{len(wanted) + coverage.text_encoder_modules} LoRA modules were loaded (first "
+            f"difference: {difference}); save the file with diffusers' names"
         )
     for layer in _all_lora_layers(pipe):
         # Loading made ours the only active one; a style LoRA of the user's stays on beside it.
@@ -144,6 +147,19 @@ def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _load(pipe: DiffusionPipeline, path: Path) -> None:
+    # diffusers warns of every text encoder the file says nothing about; `attach` counts instead.
+    log = logging.getLogger("diffusers.loaders")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        cast(Any, pipe).load_lora_weights(
+            str(path.parent), weight_name=path.name, adapter_name=ADAPTER_NAME
+        )
+    finally:
+        log.setLevel(level)
+
+
 def _inject(model: nn.Module, file: AdapterHeader, coverage: Coverage) -> None:
     """Load onto a model whose pipeline has no LoRA loader of its own (PixArt, PRX)."""
     kohya = {name.replace(".", "_"): name for name in coverage.ranks}
@@ -162,9 +178,15 @@ def _inject(model: nn.Module, file: AdapterHeader, coverage: Coverage) -> None:
     set_peft_model_state_dict(model, weights, ADAPTER_NAME)
 
 
-def _check_component(header: AdapterHeader, denoiser: str) -> None:
-    named = {module.name.component for module in lora_modules(header)}
-    others = sorted((named & set(DENOISERS)) - {denoiser})
+def _check_components(pipe: DiffusionPipeline, header: AdapterHeader, denoiser: str) -> None:
+    named = {module.name for module in lora_modules(header)}
+    for name in sorted({n.component for n in named if n.is_text_encoder}):
+        if pipe.components.get(name) is None:
+            raise AdapterError(
+                f"{header.path}: has LoRA modules for {name}, which this pipeline was loaded "
+                f"without; load the base with its {name}"
+            )
+    others = sorted(({n.component for n in named} & set(DENOISERS)) - {denoiser})
     if others:
         raise AdapterError(
             f"{header.path}: has LoRA modules for {others[0]}, but this pipeline's few-step "

@@ -6,7 +6,7 @@ their number counts. The arithmetic is `fewstep.sampling`; nothing of it is repe
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -21,8 +21,8 @@ from fewstep.errors import PipelineError, ShapeError
 from fewstep.noise_schedule import Level
 from fewstep.recipe import FewStepRecipe
 from fewstep.sampling import Prediction, needs_noise, step, to_x0
+from fewstep.schedulers.fresh_noise import Generators, NoiseLayout, draw_normal
 
-Generators = torch.Generator | list[torch.Generator] | None
 DIFFUSERS_PREDICTIONS: dict[Prediction, str] = {
     "epsilon": "epsilon",
     "v": "v_prediction",
@@ -45,21 +45,6 @@ class FewStepSchedulerOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class NoiseLayout:
-    """How a pipeline that packs its latents turns an image-shaped draw into its own layout.
-
-    The noise stream is drawn image-shaped on every host; FLUX and Qwen-Image then reorder it.
-
-    Attributes:
-        shape: One image's latents before packing, (C, h, w).
-        pack: (B, C, h, w) to the pipeline's layout.
-    """
-
-    shape: tuple[int, ...]
-    pack: Callable[[Tensor], Tensor]
 
 
 class FewStepScheduler(SchedulerMixin, ConfigMixin):
@@ -336,30 +321,6 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         if layout is None:
             return draw_normal((batch, *shape), generator).to(sample.device)
         return layout.pack(draw_normal((batch, *layout.shape), generator)).to(sample.device)
-
-
-def draw_normal(shape: Sequence[int], generator: Generators) -> Tensor:
-    """Standard normals in float32, drawn where the generator lives (the CPU without one).
-
-    float32 whatever the sample's dtype: torch draws other numbers in half precision.
-
-    Args:
-        shape: (B, ...).
-        generator: One for the batch, or a list of one per image.
-
-    Raises:
-        PipelineError: The list's length is not B.
-    """
-    if isinstance(generator, list):
-        if len(generator) not in (1, shape[0]):
-            raise PipelineError(
-                f"got {len(generator)} generators for a batch of {shape[0]}; pass one per image"
-            )
-        if len(generator) == shape[0]:
-            return torch.cat([draw_normal((1, *shape[1:]), g).cpu() for g in generator])
-        generator = generator[0]
-    device = torch.device("cpu") if generator is None else generator.device
-    return torch.randn(tuple(shape), generator=generator, device=device, dtype=torch.float32)
 
 
 def _check_is_supported(recipe: FewStepRecipe) -> None:

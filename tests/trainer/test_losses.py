@@ -45,7 +45,9 @@ def test_the_gradient_of_a_shifted_gaussian_has_the_closed_form(schedule: Flow |
     matched = losses.dmd_gradient(x0, teacher_x0, critic_x0, floor=0.0)
     expected = (m_student - m) * levels.sigma**2 / (levels.alpha**2 * v + levels.sigma**2)
     scale = (x0 - teacher_x0).abs().mean(dim=(1, 2, 3), keepdim=True)
-    torch.testing.assert_close(matched.gradient * scale, expected.expand_as(x0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        matched.gradient * scale, expected.expand_as(x0), rtol=1e-3, atol=1e-3
+    )
     assert (matched.gradient > 0).all()  # downhill lowers a student that is too high
 
 
@@ -67,7 +69,9 @@ def test_different_shapes_are_refused() -> None:
         losses.dmd_gradient(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 3), 0.05)
 
 
-@pytest.mark.parametrize(("schedule", "prediction"), [(Flow(), "flow"), (Vp(), "epsilon"), (Vp(), "v")])
+@pytest.mark.parametrize(
+    ("schedule", "prediction"), [(Flow(), "flow"), (Vp(), "epsilon"), (Vp(), "v")]
+)
 def test_the_critic_loss_is_the_error_of_the_networks_own_output(
     schedule: Flow | Vp, prediction: sampling.Prediction
 ) -> None:

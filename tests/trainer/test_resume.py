@@ -16,7 +16,13 @@ from fewstep.digits.models import build_autoencoder
 from fewstep.digits.teachers import build_sd3
 from fewstep.errors import CheckpointError
 from fewstep.trainer import checkpoint
-from fewstep.trainer.config import DmdConfig, EvaluationConfig, LoraConfig, TrainConfig, WarmStartConfig
+from fewstep.trainer.config import (
+    DmdConfig,
+    EvaluationConfig,
+    LoraConfig,
+    TrainConfig,
+    WarmStartConfig,
+)
 from fewstep.trainer.loop import advance, train
 from fewstep.trainer.setup import build_run
 
@@ -121,9 +127,21 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
 def test_ctrl_c_saves_and_exits_with_130(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "student"
     command = [
-        sys.executable, "-m", "fewstep.trainer", "digits-4step", "--model", str(model / "sd3"),
-        "--prompts", str(model / "prompts.txt"), "--out", str(out), "--batch-size", "2",
-        "--evaluation.every", "0", "--quiet",
+        sys.executable,
+        "-m",
+        "fewstep.trainer",
+        "digits-4step",
+        "--model",
+        str(model / "sd3"),
+        "--prompts",
+        str(model / "prompts.txt"),
+        "--out",
+        str(out),
+        "--batch-size",
+        "2",
+        "--evaluation.every",
+        "0",
+        "--quiet",
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240

@@ -43,10 +43,12 @@ def gradients(run: object, role_in_backward: Role) -> dict[Role, Tensor]:
     with acting_as(role_in_backward):
         loss.backward()
     return {
-        role: torch.cat([
-            torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
-            for p in bank.parameters(role)
-        ])
+        role: torch.cat(
+            [
+                torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+                for p in bank.parameters(role)
+            ]
+        )
         for role in (Role.STUDENT, Role.CRITIC)
     }
 
@@ -114,9 +116,17 @@ def test_diffusers_checkpointing_on_a_real_transformer_is_exact() -> None:
     def run(use_checkpointing: bool) -> list[Tensor]:
         torch.manual_seed(0)
         model = SD3Transformer2DModel(
-            sample_size=4, patch_size=2, in_channels=4, out_channels=4, num_layers=2,
-            num_attention_heads=2, attention_head_dim=4, joint_attention_dim=8,
-            caption_projection_dim=8, pooled_projection_dim=8, pos_embed_max_size=4,
+            sample_size=4,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=4,
+            joint_attention_dim=8,
+            caption_projection_dim=8,
+            pooled_projection_dim=8,
+            pos_embed_max_size=4,
         )
         bank = attach(model, [r"attn\.", r"\.ff\."])
         generator = torch.Generator().manual_seed(1)

@@ -6,7 +6,7 @@ from fewstep.noise_schedule import Flow
 from fewstep.trainer.generate import even_levels, generate
 from fewstep.trainer.learner import Learner
 from fewstep.trainer.roles import Role
-from fewstep.trainer.rollout import StudentPath, draw, roll_out
+from fewstep.trainer.rollout import StudentPath, TauLaw, draw, roll_out
 from fewstep.trainer.stages import DmdStage, Setting, TrajectoryStage, substeps
 from tests.trainer.analytic import MEAN, VARIANCE, exact_setup
 
@@ -30,7 +30,12 @@ def test_a_linear_student_reaches_mean_and_variance_by_distribution_matching() -
 
     def draws():  # noqa: ANN202
         return draw(
-            book, path, SHAPE, 256, tau=(0.02, 0.98), generator=generator,
+            book,
+            path,
+            SHAPE,
+            256,
+            tau=TauLaw(0.02, 0.98),
+            generator=generator,
             device=torch.device("cpu"),
         )
 
@@ -58,15 +63,27 @@ def test_a_linear_student_follows_the_teachers_trajectory() -> None:
     generator = torch.Generator().manual_seed(0)
     for step in range(300):
         batch = draw(
-            book, path, SHAPE, 128, tau=(0.0, 1.0), generator=generator, device=torch.device("cpu")
+            book,
+            path,
+            SHAPE,
+            128,
+            tau=TauLaw(0.0, 1.0),
+            generator=generator,
+            device=torch.device("cpu"),
         )
         student.update([lambda: stage.student_loss(batch)], 1.0 - step / 300)  # noqa: B023
 
     def latents(role: Role, steps: int) -> torch.Tensor:
         grid = StudentPath(even_levels(backbone, steps), Flow(), 0.0)
         return generate(
-            backbone, book, grid, role=role, guidance_scale=1.0, prompts=[0] * 200,
-            seeds=range(200), shape=SHAPE,
+            backbone,
+            book,
+            grid,
+            role=role,
+            guidance_scale=1.0,
+            prompts=[0] * 200,
+            seeds=range(200),
+            shape=SHAPE,
         )
 
     truth = latents(Role.TEACHER, 32)
@@ -84,8 +101,13 @@ def test_accumulated_parts_give_the_gradient_of_the_large_batch() -> None:
         path = StudentPath(even_levels(backbone, 4), Flow(), 0.5)
         stage = DmdStage(Setting(backbone, book, path, 1.0), normaliser_floor=0.05)
         batch = draw(
-            book, path, SHAPE, 16, tau=(0.02, 0.98),
-            generator=torch.Generator().manual_seed(5), device=torch.device("cpu"),
+            book,
+            path,
+            SHAPE,
+            16,
+            tau=TauLaw(0.02, 0.98),
+            generator=torch.Generator().manual_seed(5),
+            device=torch.device("cpu"),
         )
         total = sum(stage.student_loss(part)[0] / parts for part in batch.split(parts))
         total.backward()
@@ -99,7 +121,12 @@ def test_only_the_intended_role_gets_gradients() -> None:
     path = StudentPath(even_levels(backbone, 4), Flow(), 0.0)
     stage = DmdStage(Setting(backbone, book, path, 2.0), normaliser_floor=0.05)
     batch = draw(
-        book, path, SHAPE, 8, tau=(0.02, 0.98), generator=torch.Generator().manual_seed(0),
+        book,
+        path,
+        SHAPE,
+        8,
+        tau=TauLaw(0.02, 0.98),
+        generator=torch.Generator().manual_seed(0),
         device=torch.device("cpu"),
     )
     for loss_of, trained, other in (
