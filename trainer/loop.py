@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fewstep.trainer import checkpoint as ckpt
 from fewstep.trainer.config import TrainConfig
-from fewstep.trainer.meters import peak_memory_gib
+from fewstep.trainer.meters import peak_memory
 from fewstep.trainer.roles import Role
 from fewstep.trainer.run import Run
 from fewstep.trainer.setup import build_run
@@ -62,7 +62,7 @@ def train(config: TrainConfig, report: Report = lambda step, metrics: None) -> T
             started = time.perf_counter()
             metrics = advance(run)
             metrics["time/step_s"] = time.perf_counter() - started
-            metrics["memory/peak_gib"] = peak_memory_gib(run.backbone.device)
+            metrics |= peak_memory(run.backbone.device)
             _look_after(run, metrics)
             report(run.step, metrics)
     was_interrupted = run.step < config.num_steps

@@ -1,6 +1,6 @@
 """Health of a run: does the student's latent distribution drift from the teacher's?"""
 
-import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -38,15 +38,13 @@ def channel_drift(student: ChannelStatistics, teacher: ChannelStatistics) -> dic
     return {"health/mean_drift": float(mean), "health/std_drift": float(ratio)}
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory of the process (CPU) or the device so far, GiB; NaN where unknown (Windows)."""
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """`memory/peak_gib` of the device (CUDA) or the process so far; nothing where unknown."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return {"memory/peak_gib": torch.cuda.max_memory_allocated(device) / 2**30}
     try:
         import resource
     except ImportError:  # Windows has no getrusage
-        return math.nan
-    import sys
-
+        return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    return {"memory/peak_gib": peak / (2**30 if sys.platform == "darwin" else 2**20)}

@@ -3,9 +3,18 @@
 `python -m fewstep.trainer NAME` runs one; every field can be overridden on the command line.
 """
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
-from fewstep.trainer.config import TrainConfig
+from fewstep.trainer.config import (
+    DmdConfig,
+    EvaluationConfig,
+    GridConfig,
+    LoraConfig,
+    TrainConfig,
+    WarmStartConfig,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +36,71 @@ class NamedRecipe:
     config: TrainConfig
 
 
+SFD_DMD2 = "SFD 2409.19681, then DMD2 2405.14867"
+NOT_RUN = "not run at full size (needs a GPU)"
+
+DIGITS = TrainConfig(max_sequence_length=1, grid=GridConfig(shift=3.0))
+DIGITS_QUICK = dataclasses.replace(
+    DIGITS,
+    warm_start=WarmStartConfig(num_steps=150),
+    dmd=DmdConfig(num_steps=50),
+    evaluation=EvaluationConfig(every=50),
+)
+IMAGE = TrainConfig(
+    model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    out=Path("runs/image-4step"),
+    guidance_scale=4.5,
+    precision="bf16",
+    gradient_checkpointing=True,
+    ema_decay=0.995,
+    grid=GridConfig(shift=3.0),
+    lora=LoraConfig(rank=64, alpha=64.0, critic_rank=64),
+    warm_start=WarmStartConfig(num_steps=500, learning_rate=1e-4, teacher_substeps=6),
+    dmd=DmdConfig(
+        num_steps=3000,
+        learning_rate=5e-5,
+        critic_learning_rate=5e-5,
+        critic_updates=5,
+        critic_warmup=200,
+        ida=0.99,
+    ),
+    evaluation=EvaluationConfig(every=0),
+)
+
 RECIPES: dict[str, NamedRecipe] = {
     "digits-4step": NamedRecipe(
-        summary="the shipped digits teachers in 4 steps",
-        paper="SFD 2409.19681, DMD2 2405.14867",
+        summary="the shipped digits flow teacher in 4 steps",
+        paper=SFD_DMD2,
         needs="nothing (prompts are shipped)",
-        result="",
-        config=TrainConfig(max_sequence_length=1),
+        result="docs/digits.md",
+        config=DIGITS,
+    ),
+    "digits-4step-quick": NamedRecipe(
+        summary="the same, shorter and rougher",
+        paper=SFD_DMD2,
+        needs="nothing (prompts are shipped)",
+        result="docs/digits.md",
+        config=DIGITS_QUICK,
+    ),
+    "digits-sd15-4step": NamedRecipe(
+        summary="the shipped digits epsilon teacher (UNet) in 4 steps",
+        paper=SFD_DMD2,
+        needs="nothing (prompts are shipped)",
+        result="docs/digits.md",
+        config=dataclasses.replace(DIGITS, model="digits-sd15", max_sequence_length=0),
+    ),
+    "digits-sd15-4step-quick": NamedRecipe(
+        summary="the same, shorter and rougher",
+        paper=SFD_DMD2,
+        needs="nothing (prompts are shipped)",
+        result="docs/digits.md",
+        config=dataclasses.replace(DIGITS_QUICK, model="digits-sd15", max_sequence_length=0),
+    ),
+    "image-4step": NamedRecipe(
+        summary="any StableDiffusion or StableDiffusion3 pipeline in 4 steps",
+        paper=SFD_DMD2,
+        needs="--model and --prompts",
+        result=NOT_RUN,
+        config=IMAGE,
     ),
 }

@@ -1,4 +1,4 @@
-"""The adapter file of a run draws the same pictures in every host: trainer, ours, stock diffusers."""
+"""The adapter of a run draws the same pictures in the trainer, our pipeline and stock diffusers."""
 
 from dataclasses import replace
 from pathlib import Path
