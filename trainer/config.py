@@ -83,6 +83,8 @@ class DmdConfig:
     """Critic steps per student step (TTUR)."""
     critic_warmup: int = 50
     """Critic steps before the first student step."""
+    exit: Literal["random", "last"] = "random"
+    """Step of the rollout that is compared: any (DMD2), or the last, the picture itself."""
     tau_min: float = 0.02
     """Lowest noise at which teacher and critic are compared, share of the schedule."""
     tau_max: float = 0.98
@@ -134,7 +136,7 @@ class TrainConfig:
     """Run folder. An unfinished run in it is continued."""
     prompts: str = ""
     """Text file, one prompt per line; digits teachers bring their own."""
-    guidance_scale: float = 1.5
+    guidance_scale: float = 1.2
     """Teacher's scale w in uncond + w * (cond - uncond), distilled into the student; 1 is off."""
     batch_size: int = 64
     """Samples per optimizer step."""

@@ -121,6 +121,7 @@ def draw(
     batch_size: int,
     *,
     tau: TauLaw,
+    is_last_exit: bool = False,
     generator: torch.Generator,
     device: torch.device,
 ) -> Draws:
@@ -132,13 +133,15 @@ def draw(
         shape: Latent shape (C, h, w).
         batch_size: B.
         tau: Where teacher and critic will be asked.
+        is_last_exit: Stop at the last step, the picture, instead of at a random one.
         generator: The run's generator, on the CPU.
         device: Where the tensors go.
     """
     prompt = book.draw(batch_size, generator)
     draws = path.num_steps if path.stochasticity > 0.0 else 1
     noise = torch.randn((draws, batch_size, *shape), generator=generator)
-    exit_index = int(torch.randint(path.num_steps, (), generator=generator))
+    lowest_exit = path.num_steps - 1 if is_last_exit else 0
+    exit_index = int(torch.randint(lowest_exit, path.num_steps, (), generator=generator))
     position = tau.draw(batch_size, generator)
     epsilon = torch.randn((batch_size, *shape), generator=generator)
     return Draws(prompt, noise.to(device), exit_index, position.to(device), epsilon.to(device))

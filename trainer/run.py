@@ -108,6 +108,7 @@ class Run:
             self.shape,
             config.batch_size,
             tau=TauLaw(config.dmd.tau_min, config.dmd.tau_max, config.dmd.tau_shift),
+            is_last_exit=config.dmd.exit == "last" and not self.in_warm_start,
             generator=self.generator,
             device=self.backbone.device,
         )

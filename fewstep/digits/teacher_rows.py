@@ -6,7 +6,7 @@ from pathlib import Path
 from fewstep.digits.rows import Row
 from fewstep.digits.weights import weights_checksum
 
-GUIDANCE_SCALE = 1.5
+GUIDANCE_SCALE = 1.2
 """One scale for every row and for training; why this one: docs/digits.md."""
 TEACHER_STEPS = (50, 4)
 FILE = Path(__file__).parent / "teacher_rows.json"

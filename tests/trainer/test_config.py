@@ -32,7 +32,9 @@ def test_every_recipe_survives_json(name: str) -> None:
         (lambda: WarmStartConfig(learning_rate=0.0), "warm-start.learning-rate must be above 0"),
         (lambda: TrainConfig(batch_size=10, accumulation=3), "cannot be cut into 3 equal parts"),
         (
-            lambda: TrainConfig(warm_start=WarmStartConfig(num_steps=0), dmd=DmdConfig(num_steps=0)),
+            lambda: TrainConfig(
+                warm_start=WarmStartConfig(num_steps=0), dmd=DmdConfig(num_steps=0)
+            ),
             "both stages have 0 steps",
         ),
         (

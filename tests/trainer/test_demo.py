@@ -103,7 +103,16 @@ def test_pictures_are_written(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_quick_demo_delivers_everything(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fewstep", "demo", "--out", str(tmp_path), "--quick", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "fewstep",
+        "demo",
+        "--out",
+        str(tmp_path),
+        "--quick",
+        "--quiet",
+    ]
     subprocess.run(command, check=True)
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     names = [(r["name"], r["steps"]) for r in report["rows"]]
