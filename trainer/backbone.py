@@ -108,7 +108,7 @@ class Backbone(ABC):
 
     def latent_shape(self, size_px: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of a square image; 0 is the model's own size."""
-        config = self.denoiser.config
+        config: Any = self.denoiser.config
         side = size_px // self.pipe.vae_scale_factor if size_px else config.sample_size
         return (config.in_channels, side, side)
 

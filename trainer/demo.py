@@ -85,7 +85,7 @@ def demo_config(out: Path, *, teacher: str, quick: bool, seed: int) -> TrainConf
     """The trainer recipe the demo runs: digits-4step or its quick form."""
     name = f"digits-{teacher}-4step" if teacher != "sd3" else "digits-4step"
     recipe = RECIPES[f"{name}-quick" if quick else name]
-    return dataclasses.replace(recipe.config, out=out / f"run-{name}", seed=seed)
+    return dataclasses.replace(recipe.config, out=out / "run" / name, seed=seed)
 
 
 def publish(adapter: Path, out: Path) -> Path:

@@ -39,11 +39,16 @@ class NamedRecipe:
 SFD_DMD2 = "SFD 2409.19681, then DMD2 2405.14867"
 NOT_RUN = "not run at full size (needs a GPU)"
 
-DIGITS = TrainConfig(max_sequence_length=1, grid=GridConfig(shift=3.0))
+DIGITS = TrainConfig(
+    max_sequence_length=1,
+    grid=GridConfig(shift=3.0),
+    warm_start=WarmStartConfig(num_steps=300, learning_rate=2e-3),
+    dmd=DmdConfig(num_steps=300, learning_rate=5e-5, exit="last", tau_shift=3.0),
+)
 DIGITS_QUICK = dataclasses.replace(
     DIGITS,
-    warm_start=WarmStartConfig(num_steps=150),
-    dmd=DmdConfig(num_steps=50),
+    warm_start=dataclasses.replace(DIGITS.warm_start, num_steps=150),
+    dmd=dataclasses.replace(DIGITS.dmd, num_steps=60),
     evaluation=EvaluationConfig(every=50),
 )
 IMAGE = TrainConfig(

@@ -70,7 +70,7 @@ class DigitsJudge:
     """
 
     def __init__(self, classifier_file: Path = CLASSIFIER_FILE) -> None:
-        self._classifier = _load_classifier(classifier_file)
+        self._classifier = load_classifier(classifier_file)
         digits = load_digits()
         self._real = self._look(digits.images, digits.labels)
 
@@ -160,7 +160,7 @@ def _compare(real: _Judged, judged: _Judged) -> Scores:
     )
 
 
-def _load_classifier(file: Path) -> DigitClassifier:
+def load_classifier(file: Path) -> DigitClassifier:
     if not file.is_file():
         raise ConfigError(
             f"the classifier {file} does not exist; reinstall fewstep or make it with: "

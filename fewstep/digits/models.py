@@ -5,6 +5,7 @@ models (diffusers, ONNX export, ComfyUI) loads these. Knows nothing of training.
 """
 
 from string import ascii_lowercase
+from typing import Any
 
 from diffusers import AutoencoderTiny, SD3Transformer2DModel, UNet2DConditionModel
 from transformers import (
@@ -56,10 +57,15 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=TEXT_LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=_one_id(tokenizer.bos_token_id),
+        eos_token_id=_one_id(tokenizer.eos_token_id),
+        pad_token_id=_one_id(tokenizer.pad_token_id),
     )
+
+
+def _one_id(token_id: Any) -> int:
+    """CLIP's special tokens have one id each; transformers' types allow more."""
+    return int(token_id)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

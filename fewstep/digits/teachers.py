@@ -7,6 +7,7 @@ ones users know (FlowMatchEuler with shift 3; DDIM, scaled_linear, trailing).
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import (
@@ -95,7 +96,7 @@ def build_sd15(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=build_unet(),
-        scheduler=DDIMScheduler(
+        scheduler=DDIMScheduler(  # pyright: ignore[reportArgumentType]
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
@@ -110,7 +111,7 @@ def build_sd15(
     )
 
 
-def encode_sd3(pipe: StableDiffusion3Pipeline, prompts: list[str], t5_length: int) -> Condition:
+def encode_sd3(pipe: Any, prompts: list[str], t5_length: int) -> Condition:
     """SD3's condition of each prompt: sequence (N, 8 + t5_length, 128), pooled (N, 128)."""
     sequence, _, pooled, _ = pipe.encode_prompt(
         prompts,
@@ -122,7 +123,7 @@ def encode_sd3(pipe: StableDiffusion3Pipeline, prompts: list[str], t5_length: in
     return Condition(sequence, pooled)
 
 
-def encode_sd15(pipe: StableDiffusionPipeline, prompts: list[str]) -> Condition:
+def encode_sd15(pipe: Any, prompts: list[str]) -> Condition:
     """SD1.5's condition of each prompt: sequence (N, 8, 64)."""
     sequence, _ = pipe.encode_prompt(prompts, "cpu", 1, False)
     return Condition(sequence, None)

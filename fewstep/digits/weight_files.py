@@ -1,5 +1,6 @@
 """How the digits weights are stored: diffusers folders in float16, the autoencoder kept once."""
 
+import copy
 import json
 import shutil
 import tempfile
@@ -7,21 +8,25 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, StableDiffusion3Pipeline, StableDiffusionPipeline
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from fewstep.loading import load_stock_pipeline
 
 
 def write_autoencoder(model: AutoencoderTiny, folder: Path) -> None:
     """Save in float16, leaving `model` as it was."""
-    half = AutoencoderTiny.from_config(model.config)
-    half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(folder)
+    half = copy.deepcopy(model).half()
+    half.save_pretrained(folder)
 
 
 def read_autoencoder(folder: Path) -> AutoencoderTiny:
     """Load in float32, ready to encode."""
     return AutoencoderTiny.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def read_text_encoder(folder: Path) -> CLIPTextModelWithProjection:
+    """The first text encoder of an SD3 teacher's folder, in float32."""
+    return CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", dtype=torch.float32)
 
 
 def write_teacher(pipe: StableDiffusion3Pipeline | StableDiffusionPipeline, folder: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,12 @@ from fewstep.trainer.demo_report import report_markdown, verdicts
 from fewstep.trainer.recipes import RECIPES
 
 
-def row(name: str, steps: int, frechet: float, accuracy: float = 0.95, recall: float = 0.9) -> Row:
+def row(name: Any, steps: int, frechet: float, accuracy: float = 0.95, recall: float = 0.9) -> Row:
     return Row(
         name=name, steps=steps, nfe=steps, frechet=frechet, accuracy=accuracy, precision=0.7,
         recall=recall, density=0.6, coverage=0.5, diversity=9.0, seconds_per_image=0.01,
         num_images=2000, guidance_scale=1.0, sampler="euler", seed=7,
-    )  # fmt: skip  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
 
 
 def rows_with(frechet: float, accuracy: float = 0.95, recall: float = 0.9) -> list[Row]:

@@ -30,9 +30,7 @@ def test_the_layer_equals_peft() -> None:
 
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(4))
     bank = filled_bank(ours := small_model())
-    theirs = get_peft_model(
-        small_model(), LoraConfig(r=4, lora_alpha=2.0, target_modules=["0", "3"])
-    )
+    theirs = get_peft_model(small_model(), LoraConfig(r=4, lora_alpha=2, target_modules=["0", "3"]))
     state = {
         f"base_model.model.{name.replace('.weight', '.default.weight')}": tensor
         for name, tensor in bank.tensors(Role.STUDENT).items()

@@ -1,0 +1,63 @@
+"""What the README shows runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fewstep.trainer.config import DmdConfig, EvaluationConfig, TrainConfig, WarmStartConfig
+from fewstep.trainer.loop import train
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ADAPTER = "demo-out/adapter/digits-4step.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the demo has been run, one training step long."""
+    folder = tmp_path_factory.mktemp("readme")
+    config = TrainConfig(
+        out=folder / "run" / "digits-4step",
+        max_sequence_length=1,
+        batch_size=2,
+        sample_every=0,
+        warm_start=WarmStartConfig(num_steps=1),
+        dmd=DmdConfig(num_steps=0),
+        evaluation=EvaluationConfig(every=0),
+    )
+    made = train(config).adapter
+    assert made is not None
+    (folder / ADAPTER).parent.mkdir(parents=True)
+    made.rename(folder / ADAPTER)
+    return folder
+
+
+def test_the_python_block_draws_a_picture(folder: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "seven.png").stat().st_size > 100
+
+
+@pytest.mark.parametrize("verb", ["inspect", "generate"])
+def test_the_commands_run(folder: Path, verb: str) -> None:
+    (line,) = re.findall(rf"^fewstep ({verb} .*?)(?:\s+#.*)?$", README, re.MULTILINE)
+    words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', line)]
+    done = subprocess.run(
+        [sys.executable, "-m", "fewstep", *words], cwd=folder, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_first_screen_has_the_picture_and_both_commands() -> None:
+    screen = "\n".join(README.splitlines()[:20])
+    assert "make demo" in screen
+    assert "make test" in screen
+    (picture,) = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", screen)
+    assert (ROOT / picture).stat().st_size > 10_000
