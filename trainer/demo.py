@@ -11,25 +11,29 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fewstep.digits.data import balanced_prompts
-from fewstep.digits.evaluate import judge_real, judge_student, judge_teacher, load_student
+from fewstep.digits.draw import picture_seeds
+from fewstep.digits.evaluate import judge_real, judge_student, load_student
 from fewstep.digits.judge import DigitsJudge
 from fewstep.digits.rows import Row
-from fewstep.digits.teacher_rows import GUIDANCE_SCALE, TEACHER_STEPS, shipped_rows
+from fewstep.digits.teacher_rows import (
+    NUM_IMAGES,
+    REPORT_SEED,
+    TEACHER_STEPS,
+    measure_rows,
+    shipped_rows,
+)
 from fewstep.digits.teacher_sampler import load_teacher, teacher_images
 from fewstep.digits.weights import teacher_folder, weights_checksum
 from fewstep.noise_schedule import NoiseSchedule
 from fewstep.recipe import FewStepRecipe, Grid
 from fewstep.trainer.config import TrainConfig
 from fewstep.trainer.demo_pictures import save_curves, save_grid
-from fewstep.trainer.demo_report import report_markdown, verdicts
+from fewstep.trainer.demo_report import beside_stock, report_markdown, verdicts
 from fewstep.trainer.loop import train
 from fewstep.trainer.progress import TrainProgress
 from fewstep.trainer.recipes import RECIPES
 
 STUDENT_STEPS = (4, 2, 1)
-NUM_IMAGES = 2000
-REPORT_SEED = 7
-"""Pictures of the report; training, evaluation and teacher tuning use other seeds."""
 COLUMNS = 20
 
 
@@ -59,14 +63,14 @@ def run_demo(out: Path, *, quick: bool, full: bool, teacher: str, seed: int, qui
     trained = time.perf_counter()
     judge, base = DigitsJudge(), teacher_folder(teacher)
     with Progress(console=console, disable=quiet) as bars:
-        rows = _teacher_rows(judge, teacher, base, full=full, bars=bars)
+        rows = (None if full else shipped_rows(teacher)) or measure_rows(teacher, bars)
         students, pictures = _student_rows(judge, base, adapter, bars)
         rows += [*students, judge_real(judge)]
-        _save_pictures(out, config.out, base, pictures, bars)
+        _save_pictures(out, config, base, pictures, bars)
     report = {
         "teacher": f"digits-{teacher}",
         "weights_sha256": weights_checksum(),
-        "guidance_scale": GUIDANCE_SCALE,
+        "guidance_scale": config.guidance_scale,
         "training_seed": seed,
         "picture_seed": REPORT_SEED,
         "quick": quick,
@@ -75,6 +79,7 @@ def run_demo(out: Path, *, quick: bool, full: bool, teacher: str, seed: int, qui
         "frechet_floor": judge.frechet_floor(NUM_IMAGES),
         "rows": [row.to_dict() for row in rows],
         "verdicts": verdicts(rows),
+        "beside_stock": beside_stock(rows),
     }
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (out / "report.md").write_text(report_markdown(report), encoding="utf-8")
@@ -109,27 +114,6 @@ def with_even_grids(recipe: FewStepRecipe, counts: tuple[int, ...]) -> FewStepRe
     return dataclasses.replace(recipe, grids=tuple(grids[n] for n in sorted(grids)))
 
 
-def _teacher_rows(
-    judge: DigitsJudge, teacher: str, base: Path, *, full: bool, bars: Progress
-) -> list[Row]:
-    rows = None if full else shipped_rows(teacher)
-    if rows is not None:
-        return rows
-    pipe = load_teacher(base)
-    return [
-        judge_teacher(
-            pipe,
-            judge,
-            num_steps=count,
-            guidance_scale=GUIDANCE_SCALE,
-            num_images=NUM_IMAGES,
-            seed=REPORT_SEED,
-            progress=bars,
-        ).row
-        for count in TEACHER_STEPS
-    ]
-
-
 def _student_rows(
     judge: DigitsJudge, base: Path, adapter: Path, bars: Progress
 ) -> tuple[list[Row], dict[str, np.ndarray]]:
@@ -149,9 +133,8 @@ def _student_rows(
 
 
 def _save_pictures(
-    out: Path, run: Path, base: Path, students: dict[str, np.ndarray], bars: Progress
+    out: Path, config: TrainConfig, base: Path, students: dict[str, np.ndarray], bars: Progress
 ) -> None:
-    from fewstep.digits.draw import picture_seeds
 
     prompts, _ = balanced_prompts(COLUMNS)
     pipe = load_teacher(base)
@@ -161,10 +144,10 @@ def _save_pictures(
             prompts,
             picture_seeds(REPORT_SEED, COLUMNS),
             num_steps=count,
-            guidance_scale=GUIDANCE_SCALE,
+            guidance_scale=config.guidance_scale,
             progress=bars,
         ).images
         for count in TEACHER_STEPS
     }
     save_grid(out / "grid.png", {**rows, **students})
-    save_curves(out / "curves.png", run / "metrics.jsonl")
+    save_curves(out / "curves.png", config.out / "metrics.jsonl")

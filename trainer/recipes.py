@@ -42,13 +42,13 @@ NOT_RUN = "not run at full size (needs a GPU)"
 DIGITS = TrainConfig(
     max_sequence_length=1,
     grid=GridConfig(shift=3.0),
-    warm_start=WarmStartConfig(num_steps=300, learning_rate=2e-3),
-    dmd=DmdConfig(num_steps=300, learning_rate=5e-5, exit="last", tau_shift=3.0),
+    warm_start=WarmStartConfig(num_steps=300, learning_rate=2e-3, teacher_substeps=12),
+    dmd=DmdConfig(num_steps=200, learning_rate=5e-5, exit="last", tau_shift=3.0),
 )
 DIGITS_QUICK = dataclasses.replace(
     DIGITS,
-    warm_start=dataclasses.replace(DIGITS.warm_start, num_steps=150),
-    dmd=dataclasses.replace(DIGITS.dmd, num_steps=60),
+    warm_start=dataclasses.replace(DIGITS.warm_start, num_steps=120),
+    dmd=dataclasses.replace(DIGITS.dmd, num_steps=40),
     evaluation=EvaluationConfig(every=50),
 )
 IMAGE = TrainConfig(
@@ -92,14 +92,18 @@ RECIPES: dict[str, NamedRecipe] = {
         paper=SFD_DMD2,
         needs="nothing (prompts are shipped)",
         result="docs/digits.md",
-        config=dataclasses.replace(DIGITS, model="digits-sd15", max_sequence_length=0),
+        config=dataclasses.replace(
+            DIGITS, model="digits-sd15", max_sequence_length=0, guidance_scale=2.0
+        ),
     ),
     "digits-sd15-4step-quick": NamedRecipe(
         summary="the same, shorter and rougher",
         paper=SFD_DMD2,
         needs="nothing (prompts are shipped)",
         result="docs/digits.md",
-        config=dataclasses.replace(DIGITS_QUICK, model="digits-sd15", max_sequence_length=0),
+        config=dataclasses.replace(
+            DIGITS_QUICK, model="digits-sd15", max_sequence_length=0, guidance_scale=2.0
+        ),
     ),
     "image-4step": NamedRecipe(
         summary="any StableDiffusion or StableDiffusion3 pipeline in 4 steps",

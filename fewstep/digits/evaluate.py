@@ -23,6 +23,7 @@ from fewstep.digits.teacher_sampler import (
     nfe_of_teacher,
     teacher_images,
 )
+from fewstep.digits.teachers import T5_LENGTH
 from fewstep.pipeline import FewStepPipeline
 from fewstep.recipe import FewStepRecipe
 
@@ -66,6 +67,39 @@ def judge_teacher(
         seconds_per_image=drawn.seconds_per_image,
         num_images=num_images,
         sampler="euler" if isinstance(pipe, StableDiffusion3Pipeline) else "ddim",
+        seed=seed,
+    )
+    return Judged(row, drawn.images)
+
+
+def judge_stock_teacher(
+    pipe: DigitsPipeline,
+    judge: DigitsJudge,
+    *,
+    num_steps: int,
+    guidance_scale: float,
+    num_images: int = NUM_IMAGES,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Judged:
+    """Judge a teacher as its stock pipeline and scheduler sample it: what its users get."""
+    prompts, labels = balanced_prompts(num_images)
+    options: dict[str, Any] = {"num_inference_steps": num_steps, "guidance_scale": guidance_scale}
+    if isinstance(pipe, StableDiffusion3Pipeline):
+        options["max_sequence_length"] = T5_LENGTH
+    pipe.set_progress_bar_config(disable=True)
+    drawn = generate_images(
+        pipe, prompts, picture_seeds(seed, num_images), options=options, progress=progress
+    )
+    row = Row(
+        **dataclasses.asdict(judge.score(drawn.images, labels)),
+        name="teacher",
+        steps=num_steps,
+        nfe=nfe_of_teacher(num_steps, guidance_scale),
+        guidance_scale=guidance_scale,
+        seconds_per_image=drawn.seconds_per_image,
+        num_images=num_images,
+        sampler=f"stock {type(pipe.scheduler).__name__}",
         seed=seed,
     )
     return Judged(row, drawn.images)

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from fewstep.digits.rows import Row
-from fewstep.digits.teacher_rows import GUIDANCE_SCALE, TEACHER_STEPS, shipped_rows
+from fewstep.digits.teacher_rows import GUIDANCE_SCALES, TEACHER_STEPS, shipped_rows
 from fewstep.recipe import Base, FewStepRecipe, Grid, Schedule
 from fewstep.trainer.demo import demo_config, with_even_grids
 from fewstep.trainer.demo_pictures import save_curves, save_grid
-from fewstep.trainer.demo_report import report_markdown, verdicts
+from fewstep.trainer.demo_report import beside_stock, report_markdown, verdicts
 from fewstep.trainer.recipes import RECIPES
 
 
@@ -31,6 +31,7 @@ def rows_with(frechet: float, accuracy: float = 0.95, recall: float = 0.9) -> li
     return [
         row("teacher", 50, 2.0),
         row("teacher", 4, 6.0),
+        row("teacher", 4, 9.0),
         row("student", 4, frechet, accuracy, recall),
         row("student", 2, 9.0),
     ]
@@ -55,10 +56,10 @@ def test_the_page_says_what_was_missed() -> None:
     report = {
         "teacher": "digits-sd3", "guidance_scale": 1.5, "minutes_training": 1.0,
         "minutes_total": 2.0, "frechet_floor": 0.8, "rows": [r.to_dict() for r in rows],
-        "verdicts": verdicts(rows),
+        "verdicts": verdicts(rows), "beside_stock": beside_stock(rows),
     }  # fmt: skip
     page = report_markdown(report)
-    assert "| student | 4 | 4 | 2.6 |" in page
+    assert "| student | euler | 4 | 4 | 2.6 |" in page
     assert page.count("missed") == 1
     assert page.count("holds") == 3
 
@@ -79,7 +80,7 @@ def test_the_demo_runs_a_named_recipe(teacher: str, quick: bool) -> None:
     config = demo_config(Path("out"), teacher=teacher, quick=quick, seed=3)
     assert config.model == f"digits-{teacher}"
     assert config.seed == 3
-    assert config.guidance_scale == GUIDANCE_SCALE
+    assert config.guidance_scale == GUIDANCE_SCALES[teacher]
     assert config.lora == next(iter(RECIPES.values())).config.lora
 
 
@@ -88,7 +89,8 @@ def test_the_shipped_teacher_rows_belong_to_the_shipped_weights() -> None:
     for teacher in ("sd3", "sd15"):
         rows = shipped_rows(teacher)
         assert rows is not None
-        assert tuple(row.steps for row in rows) == TEACHER_STEPS
+        assert tuple(row.steps for row in rows) == (*TEACHER_STEPS, 4)
+        assert all(row.guidance_scale == GUIDANCE_SCALES[teacher] for row in rows)
         assert all(row.num_images >= 2000 for row in rows)
 
 
@@ -118,9 +120,9 @@ def test_the_quick_demo_delivers_everything(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     names = [(r["name"], r["steps"]) for r in report["rows"]]
     assert names[:5] == [
-        ("teacher", 50), ("teacher", 4), ("student", 4), ("student", 2), ("student", 1)
+        ("teacher", 50), ("teacher", 4), ("teacher", 4), ("student", 4), ("student", 2)
     ]  # fmt: skip
-    assert report["rows"][2]["frechet"] < report["rows"][1]["frechet"]
+    assert report["rows"][3]["frechet"] < report["rows"][1]["frechet"]
     for name in ("grid.png", "curves.png", "report.md"):
         assert (tmp_path / name).stat().st_size > 500
     assert list((tmp_path / "adapter").glob("*.safetensors"))
