@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
@@ -23,12 +24,14 @@ def load_stock_pipeline(
     Args:
         source: Local folder or hub id.
         pipeline_class: Class to load; None lets model_index.json decide.
-        **kwargs: For diffusers' `from_pretrained`.
+        **kwargs: For diffusers' `from_pretrained`; without a dtype every part is float32.
 
     Raises:
         OSError: Nothing loadable at `source`.
         ValueError: diffusers could not assemble the pipeline.
     """
+    if "dtype" not in kwargs and "torch_dtype" not in kwargs:
+        kwargs["dtype"] = torch.float32  # diffusers' default; transformers 5 takes the file's own
     absent = {name: None for name in _absent_components(Path(source)) if name not in kwargs}
     for log in (diffusers_logging, transformers_logging):
         log.disable_progress_bar()

@@ -95,7 +95,7 @@ def test_every_class_of_the_table_takes_the_arguments_it_is_given() -> None:
 
 
 def test_every_row_of_the_table_is_about_a_real_class() -> None:
-    names = [pipeline_class.__name__ for pipeline_class in pipeline_classes()]
+    names = dir(diffusers)  # with the classes whose optional dependency (sentencepiece) is missing
     for prefix in RULES:
         assert any(name.startswith(prefix) for name in names), prefix
 

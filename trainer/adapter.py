@@ -13,7 +13,11 @@ from fewstep.trainer.rollout import StudentPath
 
 
 def build_recipe(
-    config: TrainConfig, backbone: Backbone, path: StudentPath, scores: dict[str, float]
+    config: TrainConfig,
+    backbone: Backbone,
+    path: StudentPath,
+    scores: dict[str, float],
+    step: int,
 ) -> FewStepRecipe:
     """The recipe of what was trained: its grid, its steps, no guidance."""
     levels = path.levels
@@ -28,7 +32,7 @@ def build_recipe(
         sampler=Sampler(stochasticity=path.stochasticity),
         lora=Lora(alpha="baked"),
         provenance=Provenance(
-            objective=objective_of(config),
+            objective=objective_of(config, step),
             teacher=f"{config.model}, guidance {config.guidance_scale:g}",
             config_hash=config.digest(),
             scores=scores or None,
@@ -37,14 +41,11 @@ def build_recipe(
     )
 
 
-def objective_of(config: TrainConfig) -> str:
-    """The stages that ran, in words."""
-    stages = []
-    if config.warm_start.num_steps:
-        stages.append(f"trajectory warm start {config.warm_start.num_steps}")
-    if config.dmd.num_steps:
-        stages.append(f"dmd2 {config.dmd.num_steps}")
-    return ", then ".join(stages)
+def objective_of(config: TrainConfig, step: int) -> str:
+    """What shaped the weights after `step` optimizer steps, in words."""
+    warm = min(step, config.warm_start.num_steps)
+    counts = {"trajectory warm start": warm, "dmd2": step - warm}
+    return ", then ".join(f"{name} {count} steps" for name, count in counts.items() if count)
 
 
 def write_adapter(
@@ -54,9 +55,10 @@ def write_adapter(
     bank: LoraBank,
     path: StudentPath,
     scores: dict[str, float],
+    step: int,
 ) -> FewStepRecipe:
-    """Save the averaged adapter; returns the recipe inside the file."""
-    recipe = build_recipe(config, backbone, path, scores)
+    """Save the averaged adapter after `step` steps; returns the recipe inside the file."""
+    recipe = build_recipe(config, backbone, path, scores, step)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_adapter(
         file,
@@ -66,6 +68,6 @@ def write_adapter(
         alpha=config.lora.alpha,
         component=backbone.component,
         title=f"{config.out.name}: {config.model} in {path.num_steps} steps",
-        description=f"Distilled with fewstep: {objective_of(config)}.",
+        description=f"Distilled with fewstep: {objective_of(config, step)}.",
     )
     return recipe

@@ -44,7 +44,8 @@ def save_curves(file: Path, metrics: Path) -> None:
             if points:
                 axis.plot(*zip(*points, strict=True), label=name.partition("/")[2], lw=1.0)
         axis.set(title=title, xlabel="step", yscale="log" if title == "loss" else "linear")
-        axis.legend(fontsize=8)
+        if axis.get_lines():
+            axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(file, dpi=110)

@@ -167,7 +167,8 @@ class Run:
     def export(self, scores: dict[str, float]) -> None:
         """Write the averaged adapter as the run's product."""
         file = self.folder.root / "adapter" / f"{self.config.out.name}.safetensors"
-        write_adapter(file, self.config, self.backbone, self.bank, self.setting.path, scores)
+        path = self.setting.path
+        write_adapter(file, self.config, self.backbone, self.bank, path, scores, self.step)
 
     def save(self) -> None:
         """Write a checkpoint of everything the next step depends on."""

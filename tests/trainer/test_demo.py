@@ -100,7 +100,8 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     save_curves(tmp_path / "curves.png", tmp_path / "metrics.jsonl")
     for name in ("grid.png", "curves.png"):
-        assert min(Image.open(tmp_path / name).size) > 50
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 50
 
 
 @pytest.mark.slow

@@ -167,6 +167,7 @@ def test_the_file_carries_the_grid_that_was_trained(trained: TrainConfig) -> Non
     assert recipe.sampler.stochasticity == 1.0
     assert recipe.guidance.mode == "none"
     assert recipe.provenance.config_hash == trained.digest()
+    assert recipe.provenance.objective == "trajectory warm start 2 steps, then dmd2 1 steps"
 
 
 def test_the_run_folder_tells_the_whole_story(trained: TrainConfig) -> None:
