@@ -62,9 +62,9 @@ def load_digits() -> Digits:
         from sklearn.datasets import load_digits as read_scans
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "train") from error
-    scans = read_scans()
-    images = np.stack([_enlarge(scan) for scan in scans.images])
-    return Digits(images, scans.target.astype(np.int64))
+    values, labels = read_scans(return_X_y=True)
+    images = np.stack([_enlarge(scan) for scan in np.asarray(values).reshape(-1, 8, 8)])
+    return Digits(images, np.asarray(labels, dtype=np.int64))
 
 
 def _enlarge(scan: np.ndarray) -> np.ndarray:

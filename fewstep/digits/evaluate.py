@@ -14,8 +14,8 @@ from diffusers import StableDiffusion3Pipeline
 from rich.progress import Progress
 
 from fewstep.digits.data import balanced_prompts
-from fewstep.digits.draw import generate_images, picture_seeds
-from fewstep.digits.judge import DigitsJudge
+from fewstep.digits.draw import Drawn, generate_images, picture_seeds
+from fewstep.digits.judge import DigitsJudge, Scores
 from fewstep.digits.rows import Row
 from fewstep.digits.teacher_sampler import (
     DigitsPipeline,
@@ -58,18 +58,9 @@ def judge_teacher(
         guidance_scale=guidance_scale,
         progress=progress,
     )
-    row = Row(
-        **dataclasses.asdict(judge.score(drawn.images, labels)),
-        name="teacher",
-        steps=num_steps,
-        nfe=nfe_of_teacher(num_steps, guidance_scale),
-        guidance_scale=guidance_scale,
-        seconds_per_image=drawn.seconds_per_image,
-        num_images=num_images,
-        sampler="euler" if isinstance(pipe, StableDiffusion3Pipeline) else "ddim",
-        seed=seed,
-    )
-    return Judged(row, drawn.images)
+    sampler = "euler" if isinstance(pipe, StableDiffusion3Pipeline) else "ddim"
+    row = _teacher_row(judge.score(drawn.images, labels), drawn, sampler, num_steps, guidance_scale)
+    return Judged(dataclasses.replace(row, seed=seed), drawn.images)
 
 
 def judge_stock_teacher(
@@ -91,18 +82,25 @@ def judge_stock_teacher(
     drawn = generate_images(
         pipe, prompts, picture_seeds(seed, num_images), options=options, progress=progress
     )
-    row = Row(
-        **dataclasses.asdict(judge.score(drawn.images, labels)),
+    sampler = f"stock {type(pipe.scheduler).__name__}"
+    row = _teacher_row(judge.score(drawn.images, labels), drawn, sampler, num_steps, guidance_scale)
+    return Judged(dataclasses.replace(row, seed=seed), drawn.images)
+
+
+def _teacher_row(
+    scores: Scores, drawn: Drawn, sampler: str, num_steps: int, guidance_scale: float
+) -> Row:
+    return Row(
+        **dataclasses.asdict(scores),
         name="teacher",
         steps=num_steps,
         nfe=nfe_of_teacher(num_steps, guidance_scale),
         guidance_scale=guidance_scale,
         seconds_per_image=drawn.seconds_per_image,
-        num_images=num_images,
-        sampler=f"stock {type(pipe.scheduler).__name__}",
-        seed=seed,
+        num_images=len(drawn.images),
+        sampler=sampler,
+        seed=0,
     )
-    return Judged(row, drawn.images)
 
 
 def judge_student(

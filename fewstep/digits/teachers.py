@@ -70,7 +70,7 @@ def build_sd3(vae: AutoencoderTiny) -> StableDiffusion3Pipeline:
         text_encoder_2=build_projected_text_encoder(tokenizer),
         tokenizer_2=tokenizer,
         text_encoder_3=None,  # pyright: ignore[reportArgumentType]
-        tokenizer_3=None,  # pyright: ignore[reportArgumentType]
+        tokenizer_3=None,
     )
 
 
