@@ -56,9 +56,9 @@ DIGITS = TrainConfig(
 )
 DIGITS_QUICK = dataclasses.replace(
     DIGITS,
-    warm_start=dataclasses.replace(DIGITS.warm_start, num_steps=120),
+    warm_start=dataclasses.replace(DIGITS.warm_start, num_steps=100),
     dmd=dataclasses.replace(DIGITS.dmd, num_steps=40),
-    evaluation=EvaluationConfig(every=50),
+    evaluation=EvaluationConfig(every=100, num_images=500),
 )
 
 
