@@ -44,7 +44,7 @@ def test_the_python_block_draws_a_picture(folder: Path) -> None:
     assert (folder / "seven.png").stat().st_size > 100
 
 
-@pytest.mark.parametrize("verb", ["inspect", "generate"])
+@pytest.mark.parametrize("verb", ["inspect", "generate", "eval"])
 def test_the_commands_run(folder: Path, verb: str) -> None:
     (line,) = re.findall(rf"^fewstep ({verb} .*?)(?:\s+#.*)?$", README, re.MULTILINE)
     words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', line)]
