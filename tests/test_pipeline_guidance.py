@@ -151,10 +151,13 @@ def test_true_cfg_asks_for_the_negative_embeddings_it_needs() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_any_way_of_saying_off_is_taken_silently(value: float) -> None:
+    """Also asserts that it stays off: one pass of an un-doubled batch per step."""
     pipe = FewStepPipeline.wrap(SD3.build(), recipe=SD3.recipe())
+    calls = record_denoiser(pipe, SD3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe(**SD3.arguments(1), guidance_scale=value, seed=0)
+    assert [len(sample) for _, _, sample in calls] == [1] * 4
 
 
 def test_a_caller_who_guides_a_model_that_must_not_be_is_warned_and_obeyed() -> None:
