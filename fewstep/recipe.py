@@ -6,7 +6,6 @@ it is made or read; a recipe that exists is a recipe that can be obeyed. No torc
 """
 
 import dataclasses
-import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -15,18 +14,17 @@ from typing import Any, Literal
 
 from fewstep import strict_json
 from fewstep.errors import ConfigError, RecipeError, RecipeVersionError
-from fewstep.noise_schedule import Level, NoiseSchedule, levels_of
-from fewstep.recipe_parts import (
-    Base,
-    Expert,
-    Grid,
-    Guidance,
-    Lora,
-    Provenance,
-    ResolutionShift,
-    Sampler,
-    Schedule,
+from fewstep.noise_schedule import Level, levels_of
+from fewstep.recipe_checks import (
+    check_all_used,
+    check_experts,
+    check_grid,
+    check_grid_experts,
+    check_steps,
+    expert_at,
 )
+from fewstep.recipe_grids import Grid, ResolutionShift, SecondStage, SolverRow
+from fewstep.recipe_parts import Base, Expert, Guidance, Lora, Provenance, Sampler, Schedule
 
 __all__ = [
     "FORMAT_MAJOR",
@@ -43,6 +41,8 @@ __all__ = [
     "ResolutionShift",
     "Sampler",
     "Schedule",
+    "SecondStage",
+    "SolverRow",
     "json_schema",
 ]
 
@@ -50,10 +50,6 @@ FORMAT_NAME = "fewstep.recipe"
 FORMAT_MAJOR = 1
 METADATA_KEY = "fewstep.recipe"
 SIDECAR_NAME = "fewstep_recipe.json"
-SIGMA_TOLERANCE = 1e-4
-"""How far a grid's sigma may be from its timestep's (diffusers' tables are float32)."""
-MIN_ALPHA = 1e-6
-"""Below this, x0 = (sample - sigma * epsilon) / alpha is noise divided by nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +76,7 @@ class FewStepRecipe:
     lora: Lora = Lora()
     experts: tuple[Expert, ...] = ()
     resolution_shift: ResolutionShift | None = None
+    second_stage: SecondStage | None = None
     provenance: Provenance = Provenance()
     format: str = f"{FORMAT_NAME}/{FORMAT_MAJOR}"
 
@@ -101,24 +98,40 @@ class FewStepRecipe:
                 f"resolution_shift needs a flow schedule, got kind {self.base.schedule.kind!r}; "
                 "leave it out"
             )
-        _check_experts(self.experts)
-        for grid in self.grids:
-            _check_grid(grid, self.base)
-            _check_grid_experts(grid, self.experts)
+        second = () if self.second_stage is None else (self.second_stage.grid,)
+        check_experts(self.experts)
+        if self.experts and second:
+            raise RecipeError("experts and second_stage cannot be combined; leave one of them out")
+        for grid in (*self.grids, *second):
+            check_grid(grid, self.base)
+            check_steps(grid, self.sampler)
+            check_grid_experts(grid, self.experts)
         if self.steps == "strict":
-            _check_all_used(self.experts, self.grids)
+            check_all_used(self.experts, self.grids)
 
-    def grid(self, num_steps: int | None = None) -> Grid:
+    def grid(self, num_steps: int | None = None, *, mu: float | None = None) -> Grid:
         """The grid for a step count.
 
         Args:
             num_steps: Wanted count; None means `default_steps`.
+            mu: Size-dependent shift (`resolution_shift.mu`); looked at only by recipes that have
+                one, whose grids are stored unshifted. None leaves those as stored.
 
         Raises:
             RecipeError: The recipe is strict and does not list this count, or no even grid of
                 this many steps exists.
         """
         count = self.default_steps if num_steps is None else num_steps
+        grid = self._stored_grid(count)
+        if self.resolution_shift is None or mu is None:
+            return grid
+        sigmas = tuple(self.resolution_shift.shifted(s, mu) if s else s for s in grid.sigmas)
+        total = self.base.schedule.num_train_timesteps
+        return dataclasses.replace(
+            grid, sigmas=sigmas, timesteps=tuple(total * sigma for sigma in sigmas[:-1])
+        )
+
+    def _stored_grid(self, count: int) -> Grid:
         for grid in self.grids:
             if grid.num_steps == count:
                 return grid
@@ -135,12 +148,30 @@ class FewStepRecipe:
             raise RecipeError(str(error)) from error
         sigmas = tuple(schedule.sigma_of_timestep(t) for t in timesteps)
         terminal = self.grids[-1].sigmas[-1]
-        experts = tuple(_expert_at(self.experts, s) for s in sigmas) if self.experts else ()
+        experts = tuple(expert_at(self.experts, s) for s in sigmas) if self.experts else ()
         return Grid(timesteps=timesteps, sigmas=(*sigmas, terminal), experts=experts)
 
-    def levels(self, num_steps: int | None = None) -> tuple[Level, ...]:
+    def for_second_stage(self) -> "FewStepRecipe":
+        """The recipe of the second stage alone, as if that were all.
+
+        Raises:
+            RecipeError: There is no second stage.
+        """
+        if self.second_stage is None:
+            raise RecipeError("this recipe has one stage; sample it without naming a stage")
+        grid = self.second_stage.grid
+        return dataclasses.replace(
+            self,
+            grids=(grid,),
+            default_steps=grid.num_steps,
+            steps="strict",
+            experts=(),
+            second_stage=None,
+        )
+
+    def levels(self, num_steps: int | None = None, *, mu: float | None = None) -> tuple[Level, ...]:
         """The N + 1 levels of a grid, float64, ready for `sampling.step`."""
-        grid = self.grid(num_steps)
+        grid = self.grid(num_steps, mu=mu)
         return levels_of(self.base.schedule.build(), grid.timesteps, grid.sigmas)
 
     def nfe(self, num_steps: int | None = None) -> int:
@@ -216,83 +247,3 @@ def _check_format(text: object) -> None:
             " upgrade with: pip install -U fewstep"
         )
     raise RecipeError(f'format must be "{known}", got {text!r}')
-
-
-def _check_grid(grid: Grid, base: Base) -> None:
-    """The clock and the noise of each step must be the same point of the base's schedule."""
-    name = f"the {grid.num_steps}-step grid"
-    schedule = base.schedule.build()
-    tick = schedule.uniform_timesteps(1)[0] / 1000  # models round their clock; never by more
-    for timestep, sigma in zip(grid.timesteps, grid.sigmas, strict=False):
-        expected = _sigma_at(schedule, timestep, name)
-        nearest = schedule.timestep_of_sigma(sigma)
-        is_on_schedule = abs(schedule.sigma_of_timestep(nearest) - sigma) <= SIGMA_TOLERANCE
-        is_rounded = is_on_schedule and abs(nearest - timestep) < tick
-        if not is_rounded and abs(expected - sigma) > SIGMA_TOLERANCE:
-            is_flow = base.schedule.kind == "flow"
-            raise RecipeError(
-                f"{name} pairs timestep {timestep:g} with sigma {sigma:g}, but the schedule says "
-                f"{expected:g}; {'store both shifted, once' if is_flow else 'correct one of them'}"
-            )
-    if base.prediction == "epsilon" and schedule.alpha_of_sigma(grid.sigmas[0]) < MIN_ALPHA:
-        raise RecipeError(
-            f"{name} starts at sigma {grid.sigmas[0]:g}, where an epsilon prediction does not "
-            "give x0; start below it"
-        )
-
-
-def _sigma_at(schedule: NoiseSchedule, timestep: float, name: str) -> float:
-    try:
-        return schedule.sigma_of_timestep(timestep)
-    except ValueError as error:
-        raise RecipeError(f"{name}: {error}") from error
-
-
-def _check_experts(experts: tuple[Expert, ...]) -> None:
-    highs = [expert.sigma_high for expert in experts]
-    if highs != sorted(highs, reverse=True):
-        raise RecipeError(f"experts must be listed highest noise first; got sigma_high {highs}")
-    for first, second in itertools.pairwise(experts):
-        if first.sigma_low != second.sigma_high:
-            kind = "overlap" if first.sigma_low < second.sigma_high else "leave a gap"
-            raise RecipeError(
-                f"experts {first.adapter!r} and {second.adapter!r} {kind}: one ends at sigma "
-                f"{first.sigma_low:g}, the next starts at {second.sigma_high:g}"
-            )
-    if experts and (experts[0].sigma_high < 1.0 or experts[-1].sigma_low > 0.0):
-        raise RecipeError(
-            f"experts cover sigma {experts[0].sigma_high:g} to {experts[-1].sigma_low:g}; "
-            "they must cover 1 to 0"
-        )
-
-
-def _check_grid_experts(grid: Grid, experts: tuple[Expert, ...]) -> None:
-    name = f"the {grid.num_steps}-step grid"
-    if len(grid.experts) != (grid.num_steps if experts else 0):
-        raise RecipeError(
-            f"{name} assigns {len(grid.experts)} steps to experts; wanted "
-            f"{grid.num_steps if experts else '0, as there are no experts'}"
-        )
-    for index, (chosen, sigma) in enumerate(zip(grid.experts, grid.sigmas, strict=False)):
-        expected = _expert_at(experts, sigma)
-        if chosen != expected:
-            raise RecipeError(
-                f"{name} gives step {index} (sigma {sigma:g}) to expert {chosen}, but the sigma "
-                f"intervals say {expected}; make them agree"
-            )
-
-
-def _check_all_used(experts: tuple[Expert, ...], grids: tuple[Grid, ...]) -> None:
-    used = {index for grid in grids for index in grid.experts}
-    for index, expert in enumerate(experts):
-        if index not in used:
-            raise RecipeError(
-                f"expert {expert.adapter!r} serves no step of any grid; leave it out or add a step"
-            )
-
-
-def _expert_at(experts: tuple[Expert, ...], sigma: float) -> int:
-    for index, expert in enumerate(experts):
-        if expert.sigma_low <= sigma:
-            return index
-    return len(experts) - 1

@@ -3,7 +3,6 @@
 What ties parts together (grids to the schedule, steps to experts) is FewStepRecipe's to check.
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -107,71 +106,6 @@ class Base:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Grid:
-    """One step count: what the network sees, already shifted.
-
-    Attributes:
-        timesteps: The network's clock, N values, strictly falling.
-        sigmas: x_t = alpha * x0 + sigma * epsilon; N + 1 values, strictly falling, the last is the
-            terminal (0 for clean data; TCD-style models may end a little above).
-        experts: Index into `experts` of each step; empty without experts.
-    """
-
-    timesteps: tuple[float, ...]
-    sigmas: tuple[float, ...]
-    experts: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        strict_json.check(self, error=RecipeError, where="grids[]")
-        if not self.timesteps:
-            raise RecipeError("a grid has no timesteps; give at least one")
-        name = f"the {self.num_steps}-step grid"
-        if len(self.sigmas) != self.num_steps + 1:
-            raise RecipeError(
-                f"{name} has {len(self.sigmas)} sigmas; wanted {self.num_steps + 1}, "
-                "the last being the terminal (0 for clean data)"
-            )
-        for what, values in (("timesteps", self.timesteps), ("sigmas", self.sigmas)):
-            if any(a <= b for a, b in itertools.pairwise(values)):
-                raise RecipeError(f"{name} has {what} that do not fall strictly: {list(values)}")
-            if values[-1] < 0.0:
-                raise RecipeError(f"{name} has a negative value in {what}: {list(values)}")
-        if self.sigmas[0] > 1.0:
-            raise RecipeError(
-                f"{name} starts at sigma {self.sigmas[0]:g}; wanted at most 1 (x = alpha*x0 + "
-                "sigma*eps; a Karras sigma s is s / sqrt(1 + s^2) here)"
-            )
-        if self.sigmas[-1] >= 0.1:
-            raise RecipeError(
-                f"{name} ends at sigma {self.sigmas[-1]:g}; append the terminal, 0 for clean data"
-            )
-
-    @property
-    def num_steps(self) -> int:
-        """N, the number of network calls of one image without guidance."""
-        return len(self.timesteps)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResolutionShift:
-    """Flow shift that depends on the image size: mu interpolates in image tokens."""
-
-    base_shift: float
-    max_shift: float
-    base_tokens: int
-    max_tokens: int
-    kind: Literal["exponential", "linear"] = "exponential"
-
-    def __post_init__(self) -> None:
-        strict_json.check(self, error=RecipeError, where="resolution_shift")
-        if not 0 < self.base_tokens < self.max_tokens:
-            raise RecipeError(
-                "resolution_shift needs 0 < base_tokens < max_tokens, got "
-                f"{self.base_tokens} and {self.max_tokens}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Sampler:
     """How a step is made from x0.
 
@@ -180,14 +114,25 @@ class Sampler:
             models whose network takes a target time or returns a policy.
         stochasticity: 0 Euler/DDIM, 1 re-noising (LCM, DMD2), between TCD's gamma.
         noise: The noise convention; "torch_cpu/1" is one CPU stream per image, float32.
+        first_noise: What the network sees first: noise times the first sigma ("scaled", as trained
+            by us and as stock Euler samples), or noise of deviation 1 whatever the sigma ("unit",
+            as stock DDIM, LCM and TCD do and as models that start at t = 399 or 800 expect).
+        clip_x0: Predicted clean data is clipped to plus or minus this (TDD); None does not clip.
+        noise_correction: The first step moves along the noise it started from, not along the
+            noise implied by the prediction (Imagine Flash, Kohler et al. 2024).
     """
 
     kind: Literal["step", "flow_map", "policy"] = "step"
     stochasticity: float = 0.0
     noise: Literal["torch_cpu/1"] = "torch_cpu/1"
+    first_noise: Literal["scaled", "unit"] = "scaled"
+    clip_x0: float | None = None
+    noise_correction: bool = False
 
     def __post_init__(self) -> None:
         strict_json.check(self, error=RecipeError, where="sampler")
+        if self.clip_x0 is not None and self.clip_x0 <= 0.0:
+            raise RecipeError(f"sampler.clip_x0 must be above 0, got {self.clip_x0:g}")
         if not 0.0 <= self.stochasticity <= 1.0:
             raise RecipeError(
                 f"sampler.stochasticity must be 0 to 1, got {self.stochasticity:g}; "
@@ -243,8 +188,12 @@ class Expert:
     """
 
     adapter: str
+    """Name of its LoRA among the adapter's files: "high_noise", "low_noise", ..."""
     sigma_high: float
     sigma_low: float
+    component: str | None = None
+    """Pipeline component it adapts where each interval has a network of its own (Wan 2.2:
+    "transformer", then "transformer_2"); None where all experts share one base."""
 
     def __post_init__(self) -> None:
         strict_json.check(self, error=RecipeError, where="experts[]")

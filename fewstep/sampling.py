@@ -6,12 +6,11 @@ Knows nothing of models, guidance or where noise comes from.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 from fewstep.errors import ConfigError
-from fewstep.noise_schedule import Level, NoiseSchedule
+from fewstep.noise_schedule import Level
 
 Prediction = Literal["epsilon", "v", "flow", "x0", "trigflow"]
 
@@ -24,6 +23,7 @@ class Array(Protocol):
     def __add__(self, other: Self, /) -> Self: ...
     def __sub__(self, other: Self, /) -> Self: ...
     def __truediv__(self, other: float, /) -> Self: ...
+    def clip(self, low: float, high: float, /) -> Self: ...
 
 
 A = TypeVar("A", bound=Array)
@@ -91,11 +91,20 @@ def from_x0(prediction: Prediction, x0: A, sample: A, level: Coefficients) -> A:
 
 @dataclass(frozen=True, slots=True)
 class StepWeights:
-    """A step as a linear map: `sample * w.sample + x0 * w.x0 + noise * w.noise`."""
+    """A step as a linear map of sample, x0, noise, and the sample and x0 of the call before.
+
+    `previous_*` are zero but for fitted solvers (`recipe_grids.SolverRow`).
+    """
 
     sample: float
     x0: float
     noise: float
+    previous_sample: float = 0.0
+    previous_x0: float = 0.0
+
+
+TO_CLEAN = StepWeights(sample=0.0, x0=1.0, noise=0.0)
+"""The last step of every grid that ends at clean data."""
 
 
 def step_weights(now: Level, following: Level, via: Level) -> StepWeights:
@@ -139,10 +148,32 @@ def step(sample: A, x0: A, now: Level, following: Level, noise: A | None, via: L
     Returns:
         The sample at `following`. At sigma 0 this is exactly `x0`.
     """
-    if following.sigma == 0.0:
+    return combine(step_weights(now, following, via), sample, x0, noise)
+
+
+def combine(
+    weights: StepWeights,
+    sample: A,
+    x0: A,
+    noise: A | None,
+    previous: tuple[A, A] | None = None,
+) -> A:
+    """Apply a step's weights.
+
+    Args:
+        weights: The step.
+        sample: The noisy sample, any shape, float32 or float64.
+        x0: Predicted clean data, same shape.
+        noise: Standard normal, same shape; not looked at where its weight is 0.
+        previous: Sample and x0 of the call before, for weights that look at them.
+    """
+    if weights == TO_CLEAN:
         return x0
-    weights = step_weights(now, following, via)
     moved = weights.sample * sample + weights.x0 * x0
+    if weights.previous_sample or weights.previous_x0:
+        if previous is None:
+            raise ConfigError("this step looks at the call before it; pass its sample and x0")
+        moved = moved + weights.previous_sample * previous[0] + weights.previous_x0 * previous[1]
     if weights.noise == 0.0:
         return moved
     if noise is None:
@@ -158,39 +189,3 @@ def needs_noise(following: Level, via: Level) -> bool:
 def add_noise(x0: A, noise: A, level: Coefficients) -> A:
     """`alpha * x0 + sigma * noise`: clean data (or an image to start from) at a level."""
     return level.alpha * x0 + level.sigma * noise
-
-
-Denoiser = Callable[[A, Level], A]
-"""The boundary: a network as samplers and losses see it, (sample, level) -> predicted x0."""
-
-Draw = Callable[[], A]
-"""A noise stream: the next standard normal draw of a sample's shape."""
-
-
-def sample_trajectory(
-    denoise: Denoiser[A],
-    sample: A,
-    levels: Sequence[Level],
-    schedule: NoiseSchedule,
-    *,
-    stochasticity: float = 0.0,
-    draw: Draw[A] | None = None,
-) -> A:
-    """Run a whole grid: the reference loop that every host must agree with.
-
-    Args:
-        denoise: The network, guidance included.
-        sample: Noise at `levels[0]`, already scaled by its sigma.
-        levels: N + 1 descending levels (`levels_of`).
-        schedule: Gives the intermediate level of stochastic steps.
-        stochasticity: 0 to 1; see `NoiseSchedule.via`.
-        draw: Called once per step that adds noise.
-
-    Returns:
-        The sample at `levels[-1]`.
-    """
-    for now, following in zip(levels, levels[1:], strict=False):
-        via = schedule.via(following, stochasticity)
-        noise = draw() if draw is not None and needs_noise(following, via) else None
-        sample = step(sample, denoise(sample, now), now, following, noise, via)
-    return sample

@@ -33,7 +33,7 @@ HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate"}
 HOMES = {  # outside library -> the places that may import it
     "diffusers": [
         *("fewstep/schedulers", "fewstep/pipeline", "fewstep/loading", "fewstep/digits"),
-        *("trainer", "export"),
+        *("fewstep/adapters/conversion", "fewstep/doctor", "fewstep/solvers", "trainer", "export"),
     ],
     "accelerate": ["trainer"],
     "peft": ["trainer", "fewstep/pipeline"],

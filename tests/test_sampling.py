@@ -24,12 +24,12 @@ from fewstep.sampling import (
     add_noise,
     from_x0,
     needs_noise,
-    sample_trajectory,
     step,
     step_weights,
     to_x0,
 )
 from fewstep.toy import GaussianMixture
+from fewstep.trajectory import plain_steps, sample_trajectory
 
 SHAPE = (2, 4, 8, 8)
 SD_BETAS: dict[str, Any] = {
@@ -64,14 +64,8 @@ def our_run(
     def denoise(sample: torch.Tensor, level: Level) -> torch.Tensor:
         return to_x0(prediction, network(sample, level.timestep), sample, level)
 
-    return sample_trajectory(
-        denoise,
-        draw().to(dtype),
-        levels,
-        schedule,
-        stochasticity=stochasticity,
-        draw=lambda: draw().to(dtype),
-    )
+    steps = plain_steps(levels, schedule, stochasticity)
+    return sample_trajectory(denoise, draw().to(dtype), steps, draw=lambda _: draw().to(dtype))
 
 
 def diffusers_run(scheduler: Any, timesteps: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -328,18 +322,12 @@ def test_a_step_draws_exactly_when_it_says_so() -> None:
         for stochasticity, expected in ((0.0, 0), (0.3, 3), (1.0, 3)):
             drawn: list[int] = []
 
-            def draw(drawn: list[int] = drawn) -> np.ndarray:
+            def draw(_: float, drawn: list[int] = drawn) -> np.ndarray:
                 drawn.append(1)
                 return np.zeros(2)
 
-            sample_trajectory(
-                lambda sample, level: sample,
-                np.ones(2),
-                [*levels, CLEAN],
-                schedule,
-                stochasticity=stochasticity,
-                draw=draw,
-            )
+            steps = plain_steps([*levels, CLEAN], schedule, stochasticity)
+            sample_trajectory(lambda sample, level: sample, np.ones(2), steps, draw=draw)
             assert len(drawn) == expected
 
 
@@ -375,7 +363,7 @@ def test_halving_the_step_halves_the_error_on_gaussian_data(schedule: NoiseSched
     for num_steps in (20, 40, 80, 160):
         timesteps = np.linspace(start.timestep, end.timestep, num_steps + 1)
         levels = [schedule.level(float(t)) for t in timesteps]
-        result = sample_trajectory(teacher.denoise, sample, levels, schedule)
+        result = sample_trajectory(teacher.denoise, sample, plain_steps(levels, schedule))
         errors.append(float(np.abs(result - exact).max()))
     ratios = [first / second for first, second in itertools.pairwise(errors)]
     assert ratios[-1] == pytest.approx(2.0, abs=0.1)
@@ -399,10 +387,8 @@ def test_renoising_a_perfect_student_gives_the_data_in_any_number_of_steps(
     result = sample_trajectory(
         student,
         add_noise(generator.normal(mean, deviation, 200_000), draw_many(generator), levels[0]),
-        levels,
-        schedule,
-        stochasticity=1.0,
-        draw=lambda: draw_many(generator),
+        plain_steps(levels, schedule, 1.0),
+        draw=lambda _: draw_many(generator),
     )
     assert result.mean() == pytest.approx(mean, abs=0.01)
     assert result.std() == pytest.approx(deviation, rel=0.01)
@@ -420,6 +406,6 @@ def test_many_steps_of_the_perfect_teacher_give_its_distribution(schedule: Noise
         schedule, timesteps, [*(schedule.sigma_of_timestep(t) for t in timesteps), 0.0]
     )
     noise = np.random.default_rng(5).standard_normal((20_000, 1))
-    side = np.abs(sample_trajectory(teacher.denoise, noise, levels, schedule))
+    side = np.abs(sample_trajectory(teacher.denoise, noise, plain_steps(levels, schedule)))
     assert side.mean() == pytest.approx(2.0, abs=0.02)
     assert side.std() == pytest.approx(math.sqrt(0.1), rel=0.05)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import LCMScheduler, TCDScheduler
 
-from fewstep.errors import FewstepError, PipelineError, RecipeError, ShapeError
-from fewstep.recipe import FewStepRecipe, Sampler, Schedule
+from fewstep.errors import PipelineError, RecipeError, ShapeError
+from fewstep.recipe import FewStepRecipe, Sampler
 from fewstep.schedulers import FewStepScheduler, NoiseLayout
 from tests.tiny_pipelines import flow_recipe, vp_recipe
 
@@ -241,9 +241,3 @@ def test_a_start_below_full_noise_scales_the_first_noise_to_its_sigma() -> None:
 def test_recipes_it_cannot_obey_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(PipelineError, match=words):
         FewStepScheduler(flow_recipe("flux", SHIFT_5, **change))
-
-
-def test_trigflow_is_refused() -> None:
-    schedule = Schedule(kind="trigflow", sigma_data=0.5)
-    with pytest.raises(FewstepError, match="TrigFlow"):
-        FewStepScheduler(flow_recipe("sana", (1.5, 1.0), prediction="trigflow", schedule=schedule))

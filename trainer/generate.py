@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fewstep import sampling
 from fewstep.noise import NoiseBatch
 from fewstep.noise_schedule import Flow, Level, levels_of
 from fewstep.trainer.backbone import Backbone, Condition
 from fewstep.trainer.prompts import PromptBook
 from fewstep.trainer.roles import Role
 from fewstep.trainer.rollout import StudentPath
+from fewstep.trajectory import plain_steps, sample_trajectory
 
 BATCH = 100
 
@@ -72,7 +72,7 @@ def _one_batch(
     noise: NoiseBatch,
     shape: tuple[int, int, int],
 ) -> Tensor:
-    def draw() -> Tensor:
+    def draw(_: float = 1.0) -> Tensor:
         return torch.from_numpy(noise.draw(shape)).to(backbone.device)
 
     def denoise(sample: Tensor, level: Level) -> Tensor:
@@ -81,11 +81,5 @@ def _one_batch(
             role, sample, levels, condition, book.null_condition, guidance_scale
         )
 
-    return sampling.sample_trajectory(
-        denoise,
-        path.levels[0].sigma * draw(),
-        path.levels,
-        path.schedule,
-        stochasticity=path.stochasticity,
-        draw=draw,
-    )
+    steps = plain_steps(path.levels, path.schedule, path.stochasticity)
+    return sample_trajectory(denoise, path.levels[0].sigma * draw(), steps, draw=draw)

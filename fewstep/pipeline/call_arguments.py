@@ -51,6 +51,10 @@ def fill_arguments(
     length = recipe.base.max_sequence_length
     if length is not None and "max_sequence_length" in parameters:
         arguments.setdefault("max_sequence_length", length)
+    if (
+        "intermediate_timesteps" in parameters
+    ):  # SANA-Sprint refuses its own default but for 2 steps
+        arguments["intermediate_timesteps"] = None
     if arguments.get("eta"):
         warnings.warn(
             f"eta={arguments['eta']:g} has no effect: the recipe's stochasticity is "

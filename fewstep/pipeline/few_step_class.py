@@ -84,6 +84,7 @@ def _prepare_latents_of(stock: Callable[..., Any]) -> Callable[..., Any]:
         if "image" in signature.parameters or not isinstance(dtype, torch.dtype) or not is_ours:
             return stock(*call.args, **call.kwargs)
         values["dtype"] = torch.float32
+        _shrink_to_first_size(self, values)
         made = stock(*call.args, **call.kwargs)
         # Flow pipelines know no init_noise_sigma; those of the VP family have applied it.
         scale = self.scheduler.init_noise_sigma if self.scheduler.is_flow else 1.0
@@ -93,6 +94,17 @@ def _prepare_latents_of(stock: Callable[..., Any]) -> Callable[..., Any]:
         return ((scale * latents).to(dtype), *(_cast(other, dtype) for other in others))
 
     return prepare_latents
+
+
+def _shrink_to_first_size(pipe: Any, values: dict[str, Any]) -> None:
+    """A scale ladder's first sample is smaller than the picture asked for."""
+    first = pipe.scheduler.plan[0].size
+    if first == 1.0 or not {"height", "width"} <= values.keys():
+        return
+    factor = pipe.vae_scale_factor
+    pipe.scheduler.ladder.start(values["height"] // factor, values["width"] // factor)
+    height, width = pipe.scheduler.ladder.size(first)
+    values["height"], values["width"] = factor * height, factor * width
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -6,7 +6,8 @@ their number counts. The arithmetic is `fewstep.sampling`; nothing of it is repe
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -20,8 +21,11 @@ from torch import Tensor
 from fewstep.errors import PipelineError, ShapeError
 from fewstep.noise_schedule import Level
 from fewstep.recipe import FewStepRecipe
-from fewstep.sampling import Prediction, needs_noise, step, to_x0
+from fewstep.recipe_plan import first_noise_scale, plan_steps
+from fewstep.sampling import Prediction, to_x0
 from fewstep.schedulers.fresh_noise import Generators, NoiseLayout, draw_normal
+from fewstep.schedulers.scale_ladder import ScaleLadder
+from fewstep.trajectory import PlannedStep, advance
 
 DIFFUSERS_PREDICTIONS: dict[Prediction, str] = {
     "epsilon": "epsilon",
@@ -58,6 +62,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     Attributes:
         recipe: The recipe it obeys.
         replaced: The stock scheduler whose place it took, for giving that back.
+        before_call: Told the planned step whose network call comes next; switches phase experts.
+        refine_x0: Given predicted clean data and its planned step, returns what to use instead.
 
     Raises:
         RecipeError: The recipe breaks its own rules.
@@ -82,11 +88,15 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             recipe=json.loads(recipe.to_json()),
             num_train_timesteps=recipe.base.schedule.num_train_timesteps,
             prediction_type=DIFFUSERS_PREDICTIONS[recipe.base.prediction],
+            **_read_by_pipelines(recipe),
         )
         self._schedule = recipe.base.schedule.build()
         self._generator: Generators = None
         self._layouts: dict[tuple[int, ...], NoiseLayout] = {}
+        self._ladder = ScaleLadder()
         self.replaced: SchedulerMixin | None = None
+        self.before_call: Callable[[PlannedStep], None] | None = None
+        self.refine_x0: Callable[[Tensor, PlannedStep], Tensor] | None = None
         self.set_timesteps()
 
     def __len__(self) -> int:
@@ -94,12 +104,12 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def init_noise_sigma(self) -> float:
-        """What pipelines of the VP family multiply the first noise with: sigma of the first level.
+        """What pipelines of the VP family multiply the first noise with (`sampler.first_noise`).
 
         The trainer's rollout starts from alpha * 0 + sigma * noise; at t = 999 of Stable Diffusion
         this is 0.998, at a start below T it is less. Flow pipelines never read this.
         """
-        return self._levels[0].sigma
+        return first_noise_scale(self.recipe, self._levels[0])
 
     @property
     def is_flow(self) -> bool:
@@ -110,6 +120,16 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     def levels(self) -> tuple[Level, ...]:
         """The N + 1 levels of the grid in use, float64."""
         return self._levels
+
+    @property
+    def plan(self) -> tuple[PlannedStep, ...]:
+        """The N planned steps of the grid in use."""
+        return self._plan
+
+    @property
+    def ladder(self) -> ScaleLadder:
+        """Sizes of samples that grow from step to step, of the image in work."""
+        return self._ladder
 
     @property
     def step_index(self) -> int | None:
@@ -124,6 +144,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at this index of the grid instead of looking the first timestep up."""
         self._begin_index = begin_index
+        self._announce(begin_index)
 
     def set_timesteps(
         self,
@@ -132,6 +153,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
         timesteps: Sequence[float] | None = None,
+        max_timesteps: float | None = None,
+        intermediate_timesteps: float | None = None,
     ) -> None:
         """Install one of the recipe's grids.
 
@@ -140,8 +163,11 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
                 the recipe's default.
             device: Where `timesteps` go; `sigmas` stay on the CPU for indexing without a sync.
             sigmas: Only their number counts (FLUX, SD3, Qwen-Image and Z-Image pipelines pass it).
-            mu: Ignored: the recipe's sigmas are already shifted.
+            mu: The pipeline's shift for the image size; followed only where the recipe has a
+                `resolution_shift` (whose numbers the pipeline read from `config`).
             timesteps: As `sigmas`.
+            max_timesteps: Ignored; SANA-Sprint passes it.
+            intermediate_timesteps: Likewise.
 
         Raises:
             RecipeError: The model was not made for this step count.
@@ -150,13 +176,17 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         for given in (sigmas, timesteps):
             if count is None and given is not None:
                 count = len(given)
-        grid = self.recipe.grid(count)
-        self._levels = self.recipe.levels(grid.num_steps)
-        self.num_inference_steps = grid.num_steps
-        self.timesteps = torch.tensor(grid.timesteps, dtype=torch.float32, device=device)
-        self.sigmas = torch.tensor(grid.sigmas, dtype=torch.float32)
+        self._plan = plan_steps(self.recipe, count, mu=mu)
+        self._levels = (*(p.level for p in self._plan), self._plan[-1].following)
+        self.num_inference_steps = len(self._plan)
+        # SANA-Sprint alone drops the last timestep itself.
+        told = self._levels if self._is_trigflow else self._levels[:-1]
+        self.timesteps = torch.tensor([level.timestep for level in told], device=device)
+        self.sigmas = torch.tensor([level.sigma for level in self._levels])
         self._step_index: int | None = None
         self._begin_index: int | None = None
+        self._previous: tuple[Tensor, Tensor] | None = None
+        self._announce(0)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """The sample itself: networks here see x_t = alpha * x0 + sigma * epsilon unscaled."""
@@ -173,7 +203,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         known = self.timesteps if schedule_timesteps is None else schedule_timesteps
         grid, wanted = known.tolist(), float(timestep)
         index = min(range(len(grid)), key=lambda i: abs(grid[i] - wanted))
-        if abs(grid[index] - wanted) > max(0.5, GRID_TOLERANCE * abs(wanted)):
+        if abs(grid[index] - wanted) > max(self._half_tick, GRID_TOLERANCE * abs(wanted)):
             raise PipelineError(
                 f"timestep {wanted:g} is not in this recipe's grid {[round(t, 1) for t in grid]}; "
                 "pass the timesteps of the scheduler"
@@ -197,6 +227,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         finally:
             self._generator = before
             self._layouts.clear()
+            self._ladder = ScaleLadder()
+            self._previous = None
 
     def add_noise_layout(self, packed_shape: tuple[int, ...], layout: NoiseLayout) -> None:
         """Tell how fresh noise for samples of one packed shape is made; forgotten after `bound`.
@@ -258,16 +290,22 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
                 f"{tuple(sample.shape)}; wanted equal shapes (drop a learned variance first)"
             )
         index = self._next_index(timestep)
-        now, following = self._levels[index], self._levels[index + 1]
-        via = self._schedule.via(following, self.recipe.sampler.stochasticity)
+        planned = self._plan[index]
         dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
         wide = sample.to(dtype)
-        x0 = to_x0(self.recipe.base.prediction, model_output.to(dtype), wide, now)
+        x0 = to_x0(self.recipe.base.prediction, model_output.to(dtype), wide, planned.level)
+        if self.refine_x0 is not None:
+            x0 = self.refine_x0(x0, planned).to(dtype)
+        before = (wide, x0)
+        if planned.following_size != planned.size:
+            wide = x0 = self._ladder.climb(x0, planned)  # re-noised: the old sample has no weight
         noise = None
-        if needs_noise(following, via):
-            noise = self._draw(sample, generator if generator is not None else self._generator)
-        moved = step(wide, x0, now, following, noise, via)
+        if planned.needs_noise:
+            noise = self._draw(wide, generator if generator is not None else self._generator)
+        moved = advance(planned, wide, x0, noise, self._previous)
+        self._previous = before
         self._step_index = index + 1
+        self._announce(index + 1)
         # The sample's dtype, not the network's: Wan and Z-Image keep float32 latents over a
         # half-precision network, and rounding them at every step would lose what they keep.
         previous, x0 = moved.to(sample.dtype), x0.to(sample.dtype)
@@ -311,16 +349,32 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
 
     def _level_at(self, timestep: float) -> Level:
         nearest = min(self._levels[:-1], key=lambda level: abs(level.timestep - timestep))
-        if abs(nearest.timestep - timestep) < 0.5:
+        if abs(nearest.timestep - timestep) < self._half_tick:
             return nearest
         return self._schedule.level(timestep)
+
+    @property
+    def _is_trigflow(self) -> bool:
+        return self.recipe.base.schedule.kind == "trigflow"
+
+    @property
+    def _half_tick(self) -> float:
+        return math.pi / 4000 if self._is_trigflow else 0.5
+
+    def _announce(self, index: int) -> None:
+        if self.before_call is not None and index < len(self._plan):
+            self.before_call(self._plan[index])
 
     def _draw(self, sample: Tensor, generator: Generators) -> Tensor:
         batch, *shape = sample.shape
         layout = self._layouts.get(tuple(shape))
         if layout is None:
-            return draw_normal((batch, *shape), generator).to(sample.device)
-        return layout.pack(draw_normal((batch, *layout.shape), generator)).to(sample.device)
+            noise = draw_normal((batch, *shape), generator)
+        else:
+            noise = layout.pack(draw_normal((batch, *layout.shape), generator))
+        # SANA-Sprint's samples are TrigFlow's times the deviation of its data.
+        deviation = self.recipe.base.schedule.sigma_data
+        return (noise if deviation is None else deviation * noise).to(sample.device)
 
 
 def _check_is_supported(recipe: FewStepRecipe) -> None:
@@ -329,13 +383,21 @@ def _check_is_supported(recipe: FewStepRecipe) -> None:
             f"this recipe's sampler is {recipe.sampler.kind!r}, but FewStepScheduler runs 'step'; "
             "sample it with the pipeline of its authors"
         )
-    if recipe.base.schedule.kind == "trigflow":
-        raise PipelineError(
-            "this recipe is TrigFlow, whose pipelines rescale their own input; "
-            "sample it with diffusers' SanaSprintPipeline and its SCMScheduler"
-        )
-    if recipe.resolution_shift is not None:
-        raise PipelineError(
-            "this recipe's grid depends on the image size (resolution_shift), which "
-            "FewStepScheduler cannot follow; store the grid of one size instead"
-        )
+
+
+def _read_by_pipelines(recipe: FewStepRecipe) -> dict[str, Any]:
+    """Config entries that stock pipelines look at to compute mu, or to scale their samples."""
+    read: dict[str, Any] = {}
+    if recipe.base.schedule.sigma_data is not None:
+        read["sigma_data"] = recipe.base.schedule.sigma_data
+    shift = recipe.resolution_shift
+    if shift is not None:
+        read["use_dynamic_shifting"] = True
+        if shift.rule == "interpolated":
+            read |= {
+                "base_shift": shift.base_shift,
+                "max_shift": shift.max_shift,
+                "base_image_seq_len": shift.base_tokens,
+                "max_image_seq_len": shift.max_tokens,
+            }
+    return read

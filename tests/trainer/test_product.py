@@ -14,7 +14,8 @@ from fewstep.digits.models import build_autoencoder
 from fewstep.digits.teachers import build_sd3, build_sd15
 from fewstep.loading import load_stock_pipeline
 from fewstep.noise import NoiseBatch
-from fewstep.sampling import sample_trajectory, to_x0
+from fewstep.recipe_plan import plan_steps
+from fewstep.sampling import to_x0
 from fewstep.trainer.config import (
     DmdConfig,
     EvaluationConfig,
@@ -27,6 +28,7 @@ from fewstep.trainer.generate import generate
 from fewstep.trainer.loop import train
 from fewstep.trainer.roles import Role
 from fewstep.trainer.setup import build_run
+from fewstep.trajectory import sample_trajectory
 
 PROMPTS = ["seven", "three"]
 SEEDS = [11, 12]
@@ -128,7 +130,7 @@ def test_stock_diffusers_with_our_grid_reproduces_our_picture(trained: TrainConf
     assert recipe is not None
     noise = NoiseBatch(SEEDS)
 
-    def draw() -> Tensor:
+    def draw(_: float = 1.0) -> Tensor:
         return torch.from_numpy(noise.draw((16, 8, 8)))
 
     def denoise(sample: Tensor, level: Any) -> Tensor:
@@ -148,12 +150,7 @@ def test_stock_diffusers_with_our_grid_reproduces_our_picture(trained: TrainConf
     levels = recipe.levels()
     with torch.no_grad():
         latents = sample_trajectory(
-            denoise,
-            levels[0].sigma * draw(),
-            levels,
-            recipe.base.schedule.build(),
-            stochasticity=recipe.sampler.stochasticity,
-            draw=draw,
+            denoise, levels[0].sigma * draw(), plan_steps(recipe), draw=draw
         )
     assert relative_error(latents, by_trainer(trained)) < 1e-5
 

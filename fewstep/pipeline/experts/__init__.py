@@ -1,0 +1,1 @@
+"""Phase experts: which adapter serves which steps, switched by the scheduler."""

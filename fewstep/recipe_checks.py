@@ -1,0 +1,108 @@
+"""Rules that tie the parts of a recipe together: grids to the schedule, steps to experts."""
+
+import itertools
+
+from fewstep.errors import RecipeError
+from fewstep.noise_schedule import NoiseSchedule
+from fewstep.recipe_grids import Grid
+from fewstep.recipe_parts import Base, Expert, Sampler
+
+SIGMA_TOLERANCE = 1e-4
+"""How far a grid's sigma may be from its timestep's (diffusers' tables are float32)."""
+MIN_ALPHA = 1e-6
+"""Below this, x0 = (sample - sigma * epsilon) / alpha is noise divided by nothing."""
+
+
+def check_grid(grid: Grid, base: Base) -> None:
+    """The clock and the noise of each step must be the same point of the base's schedule."""
+    name = grid.name
+    schedule = base.schedule.build()
+    tick = schedule.uniform_timesteps(1)[0] / 1000  # models round their clock; never by more
+    for timestep, sigma in zip(grid.timesteps, grid.sigmas, strict=False):
+        expected = _sigma_at(schedule, timestep, name)
+        nearest = schedule.timestep_of_sigma(sigma)
+        is_on_schedule = abs(schedule.sigma_of_timestep(nearest) - sigma) <= SIGMA_TOLERANCE
+        is_rounded = is_on_schedule and abs(nearest - timestep) < tick
+        if not is_rounded and abs(expected - sigma) > SIGMA_TOLERANCE:
+            is_flow = base.schedule.kind == "flow"
+            raise RecipeError(
+                f"{name} pairs timestep {timestep:g} with sigma {sigma:g}, but the schedule says "
+                f"{expected:g}; {'store both shifted, once' if is_flow else 'correct one of them'}"
+            )
+    if base.prediction == "epsilon" and schedule.alpha_of_sigma(grid.sigmas[0]) < MIN_ALPHA:
+        raise RecipeError(
+            f"{name} starts at sigma {grid.sigmas[0]:g}, where an epsilon prediction does not "
+            "give x0; start below it"
+        )
+
+
+def check_steps(grid: Grid, sampler: Sampler) -> None:
+    """A scale ladder re-noises at each size; a fitted solver has no other step rule beside it."""
+    if len(set(grid.sizes)) > 1 and sampler.stochasticity != 1.0:
+        raise RecipeError(
+            f"{grid.name} changes size between steps, which needs sampler.stochasticity 1 "
+            f"(fresh noise at the new size), got {sampler.stochasticity:g}"
+        )
+    others = sampler.stochasticity or sampler.noise_correction or sampler.clip_x0 is not None
+    if grid.solver and others:
+        raise RecipeError(
+            f"{grid.name} has a solver, which is deterministic as it is; write stochasticity 0, "
+            "no clip_x0 and no noise_correction"
+        )
+
+
+def _sigma_at(schedule: NoiseSchedule, timestep: float, name: str) -> float:
+    try:
+        return schedule.sigma_of_timestep(timestep)
+    except ValueError as error:
+        raise RecipeError(f"{name}: {error}") from error
+
+
+def check_experts(experts: tuple[Expert, ...]) -> None:
+    highs = [expert.sigma_high for expert in experts]
+    if highs != sorted(highs, reverse=True):
+        raise RecipeError(f"experts must be listed highest noise first; got sigma_high {highs}")
+    for first, second in itertools.pairwise(experts):
+        if first.sigma_low != second.sigma_high:
+            kind = "overlap" if first.sigma_low < second.sigma_high else "leave a gap"
+            raise RecipeError(
+                f"experts {first.adapter!r} and {second.adapter!r} {kind}: one ends at sigma "
+                f"{first.sigma_low:g}, the next starts at {second.sigma_high:g}"
+            )
+    if experts and (experts[0].sigma_high < 1.0 or experts[-1].sigma_low > 0.0):
+        raise RecipeError(
+            f"experts cover sigma {experts[0].sigma_high:g} to {experts[-1].sigma_low:g}; "
+            "they must cover 1 to 0"
+        )
+
+
+def check_grid_experts(grid: Grid, experts: tuple[Expert, ...]) -> None:
+    name = grid.name
+    if len(grid.experts) != (grid.num_steps if experts else 0):
+        raise RecipeError(
+            f"{name} assigns {len(grid.experts)} steps to experts; wanted "
+            f"{grid.num_steps if experts else '0, as there are no experts'}"
+        )
+    for index, (chosen, sigma) in enumerate(zip(grid.experts, grid.sigmas, strict=False)):
+        expected = expert_at(experts, sigma)
+        if chosen != expected:
+            raise RecipeError(
+                f"{name} gives step {index} (sigma {sigma:g}) to expert {chosen}, but the sigma "
+                f"intervals say {expected}; make them agree"
+            )
+
+
+def check_all_used(experts: tuple[Expert, ...], grids: tuple[Grid, ...]) -> None:
+    used = {index for grid in grids for index in grid.experts}
+    for index, expert in enumerate(experts):
+        if index not in used:
+            raise RecipeError(
+                f"expert {expert.adapter!r} serves no step of any grid; leave it out or add a step"
+            )
+
+
+def expert_at(experts: tuple[Expert, ...], sigma: float) -> int:
+    for index, expert in enumerate(experts):
+        if expert.sigma_low <= sigma:
+            return index
+    return len(experts) - 1

@@ -1,0 +1,1 @@
+"""Recipes of public few-step checkpoints, one JSON file each, with their sources."""
