@@ -125,6 +125,8 @@ def step_weights(now: Level, following: Level, via: Level) -> StepWeights:
     """
     if now.sigma <= 0.0:
         raise ConfigError("a step cannot start at clean data (sigma 0); drop it from the grid")
+    if following.sigma == 0.0:
+        return TO_CLEAN
     if via is following or via == following:
         carry, noise = 1.0, 0.0
     else:
@@ -179,11 +181,6 @@ def combine(
     if noise is None:
         raise ConfigError("this step adds fresh noise; pass noise of the sample's shape")
     return moved + weights.noise * noise
-
-
-def needs_noise(following: Level, via: Level) -> bool:
-    """Whether the step that ends at `following` by way of `via` draws from the noise stream."""
-    return following.sigma > 0.0 and via != following
 
 
 def add_noise(x0: A, noise: A, level: Coefficients) -> A:

@@ -23,7 +23,6 @@ from fewstep.sampling import (
     Prediction,
     add_noise,
     from_x0,
-    needs_noise,
     step,
     step_weights,
     to_x0,
@@ -310,8 +309,8 @@ def test_the_end_is_exactly_x0() -> None:
     x0 = np.array([0.1, -0.7])
     for stochasticity in (0.0, 0.3, 1.0):
         via = Flow().via(CLEAN, stochasticity)
-        assert not needs_noise(CLEAN, via)
-        assert not needs_noise(CLEAN, Flow().level(100.0))
+        for end in (via, Flow().level(100.0)):
+            assert step_weights(Flow().level(625.0), CLEAN, end).noise == 0.0
         result = step(np.ones(2), x0, Flow().level(625.0), CLEAN, None, via)
         np.testing.assert_array_equal(result, x0)
 
