@@ -1,9 +1,11 @@
 """Which recipe applies: one order, in one place. No torch.
 
-argument > adapter file > beside the adapter > beside the base > the pipeline's own scheduler.
+argument > adapter file > beside the adapter > beside the base > the pipeline's own scheduler
+> the zoo, by where the files come from > the zoo, by what they hold > an error with candidates.
 The first source that has a recipe wins; a source that has a broken one is an error, never skipped.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +13,12 @@ from pathlib import Path
 from fewstep.adapters import AdapterHeader
 from fewstep.errors import RecipeError, RecipeNotFoundError
 from fewstep.recipe import METADATA_KEY, SIDECAR_NAME, FewStepRecipe
+from fewstep.zoo import ZooEntry, ZooMatch, entry, likely_entries, match_adapter, match_base
+from fewstep.zoo.entry import VERIFICATION_TEXT
 
-
-@dataclass(frozen=True, slots=True)
-class RecipeSource:
-    """One place a recipe may come from.
-
-    Attributes:
-        name: For messages: what is looked at.
-        read: The recipe, or None where there is none.
-    """
-
-    name: str
-    read: Callable[[], FewStepRecipe | None]
+ZOO_PREFIX = "zoo:"
+USER = 7
+"""Stack depth of whoever called `wrap` or `from_pretrained`, for warnings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +29,22 @@ class ResolvedRecipe:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class RecipeSource:
+    """One place a recipe may come from.
+
+    Attributes:
+        name: For messages: what is looked at.
+        read: The recipe, or None where there is none. A source that knows more precisely where it
+            found it gives a `ResolvedRecipe`.
+        hint: What to add to the message when no source has any.
+    """
+
+    name: str
+    read: Callable[[], FewStepRecipe | ResolvedRecipe | None]
+    hint: Callable[[], str | None] = lambda: None
+
+
 def recipe_sources(
     *,
     argument: FewStepRecipe | str | Path | None = None,
@@ -41,21 +52,21 @@ def recipe_sources(
     adapter_sidecar: Path | None = None,
     base: str | Path | None = None,
     base_sidecar: Path | None = None,
-    installed: FewStepRecipe | None = None,
+    installed: FewStepRecipe | ResolvedRecipe | None = None,
 ) -> tuple[RecipeSource, ...]:
     """The order of resolution: the only place that knows it.
 
     Args:
-        argument: What the caller passed, a recipe or the path of a JSON file.
+        argument: What the caller passed: a recipe, the path of a JSON file, or "zoo:NAME".
         adapter: Header of the adapter file.
         adapter_sidecar: `fewstep_recipe.json` beside it, where there is one.
-        base: Folder or name of the base model, for messages.
+        base: Folder or name of the base model; the zoo knows some by their name.
         base_sidecar: `fewstep_recipe.json` of the base, where there is one.
-        installed: Recipe of a FewStepScheduler that the pipeline already has.
+        installed: Recipe of a FewStepScheduler that the pipeline already has, or of its config.
     """
     sources = []
     if argument is not None:
-        sources.append(RecipeSource("the recipe argument", lambda: read_recipe(argument)))
+        sources.append(RecipeSource("the recipe argument", lambda: _read_argument(argument)))
     if adapter is not None:
         where = f"{METADATA_KEY!r} in the metadata of {adapter.path}"
         sources.append(RecipeSource(where, adapter.recipe))
@@ -68,6 +79,10 @@ def recipe_sources(
             )
         )
     sources.append(RecipeSource("the pipeline's own scheduler", lambda: installed))
+    if adapter is not None or base is not None:
+        sources.append(
+            RecipeSource("the zoo", lambda: _from_zoo(adapter, base), lambda: _hint(adapter, base))
+        )
     return tuple(sources)
 
 
@@ -75,33 +90,87 @@ def resolve_recipe(sources: Sequence[RecipeSource]) -> ResolvedRecipe:
     """The recipe of the first source that has one.
 
     Raises:
-        RecipeNotFoundError: None has; the message names what was looked at.
-        RecipeError: A source has a recipe that is not valid.
+        RecipeNotFoundError: None has; the message names what was looked at, and the zoo's entries
+            that look similar.
+        RecipeError: A source has a recipe that is not valid, or that fewstep cannot sample by.
     """
     for source in sources:
-        recipe = source.read()
-        if recipe is not None:
-            return ResolvedRecipe(recipe, source.name)
+        found = source.read()
+        if isinstance(found, ResolvedRecipe):
+            return found
+        if found is not None:
+            return ResolvedRecipe(found, source.name)
     looked = "; ".join(source.name for source in sources)
+    hints = [hint for source in sources if (hint := source.hint()) is not None]
+    advice = hints[0] if hints else f"pass recipe=, or put {SIDECAR_NAME} beside the adapter"
     raise RecipeNotFoundError(
-        f"nothing says how this model wants to be sampled (looked at: {looked}); "
-        f"pass recipe=, or put {SIDECAR_NAME} beside the adapter"
+        f"nothing says how this model wants to be sampled (looked at: {looked}); {advice}"
     )
 
 
 def read_recipe(recipe: FewStepRecipe | str | Path) -> FewStepRecipe:
-    """A recipe as it is, or read from a JSON file.
+    """A recipe as it is, read from a JSON file, or of the zoo ("zoo:NAME").
 
     Raises:
-        RecipeError: There is no such file, or it is not a recipe.
+        RecipeError: There is no such file or entry, it is not a recipe, or fewstep cannot sample
+            by it.
     """
+    found = _read_argument(recipe)
+    return found.recipe if isinstance(found, ResolvedRecipe) else found
+
+
+def _read_argument(recipe: FewStepRecipe | str | Path) -> FewStepRecipe | ResolvedRecipe:
     if isinstance(recipe, FewStepRecipe):
         return recipe
+    if str(recipe).startswith(ZOO_PREFIX):
+        return _of_entry(entry(str(recipe)), "the recipe argument")
     path = Path(recipe)
     if not path.is_file():
-        raise RecipeError(f"{path}: there is no such recipe file; pass a FewStepRecipe or a path")
+        raise RecipeError(
+            f'{path}: there is no such recipe file; pass a FewStepRecipe, a path or "zoo:NAME"'
+        )
     return FewStepRecipe.from_file(path)
 
 
 def _read_if(path: Path | None) -> FewStepRecipe | None:
     return None if path is None else FewStepRecipe.from_file(path)
+
+
+def _from_zoo(adapter: AdapterHeader | None, base: str | Path | None) -> ResolvedRecipe | None:
+    match = None if adapter is None else match_adapter(adapter)
+    if match is None and base is not None:
+        match = match_base(base)
+    if match is None:
+        return None
+    resolved = _of_entry(match.entry, f"found by {match.how}")
+    if match.how == "file name":
+        _warn_of_name(match)
+    return resolved
+
+
+def _of_entry(found: ZooEntry, how: str) -> ResolvedRecipe:
+    recipe = found.required_recipe()
+    if not found.is_verified:
+        warnings.warn(
+            f"the recipe {ZOO_PREFIX}{found.name} is unverified, "
+            f"{VERIFICATION_TEXT[found.verification]}; compare it with {found.sources[0]}",
+            stacklevel=USER,
+        )
+    return ResolvedRecipe(recipe, f"{ZOO_PREFIX}{found.name} ({how})")
+
+
+def _warn_of_name(match: ZooMatch) -> None:
+    name = f"{ZOO_PREFIX}{match.entry.name}"
+    warnings.warn(
+        f"this adapter was taken for {match.file.repo} by its file name alone; "
+        f"pass recipe={name!r} to say so, or another recipe if it is not",
+        stacklevel=USER,
+    )
+
+
+def _hint(adapter: AdapterHeader | None, base: str | Path | None) -> str | None:
+    likely = likely_entries(adapter, base)
+    if not likely:
+        return None
+    names = " or ".join(f"{ZOO_PREFIX}{found.name}" for found in likely)
+    return f"it looks like {names}; if it is, pass recipe='{ZOO_PREFIX}{likely[0].name}'"

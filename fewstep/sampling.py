@@ -102,6 +102,11 @@ class StepWeights:
     previous_sample: float = 0.0
     previous_x0: float = 0.0
 
+    @property
+    def needs_previous(self) -> bool:
+        """Whether it looks at the call before."""
+        return self.previous_sample != 0.0 or self.previous_x0 != 0.0
+
 
 TO_CLEAN = StepWeights(sample=0.0, x0=1.0, noise=0.0)
 """The last step of every grid that ends at clean data."""
@@ -172,7 +177,7 @@ def combine(
     if weights == TO_CLEAN:
         return x0
     moved = weights.sample * sample + weights.x0 * x0
-    if weights.previous_sample or weights.previous_x0:
+    if weights.needs_previous:
         if previous is None:
             raise ConfigError("this step looks at the call before it; pass its sample and x0")
         moved = moved + weights.previous_sample * previous[0] + weights.previous_x0 * previous[1]

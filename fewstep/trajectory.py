@@ -28,7 +28,8 @@ class PlannedStep:
         level: Where the sample is; the timestep is what the network is told.
         following: Where the step ends.
         weights: The step.
-        plain: The step where there was no call before this one (image to image starts anywhere).
+        plain: The step where `weights` look at a call before this one and there was none (image to
+            image starts anywhere).
         signal: Weight of x0 as clean data alone, for clipping it.
         clip_x0: Clean data is clipped to plus or minus this; None does not clip.
         size: Height and width of the sample, as a fraction of the finished one.
@@ -90,11 +91,12 @@ def advance(
     Returns:
         The sample at the next level. At sigma 0 this is exactly x0 (clipped where it says so).
     """
-    weights = planned.weights if previous is not None else planned.plain
+    is_missing = previous is None and planned.weights.needs_previous
+    weights = planned.plain if is_missing else planned.weights
     moved = combine(weights, sample, x0, noise, previous)
     if planned.clip_x0 is None:
         return moved
-    # As TDD: the noise it moves along is the one the network meant, the clean data is clipped.
+    # The noise it moves along is the one the network meant; only the clean data is clipped.
     return moved + planned.signal * (x0.clip(-planned.clip_x0, planned.clip_x0) - x0)
 
 

@@ -402,7 +402,7 @@ def test_coverage_of_a_base_is_reported_not_raised(tmp_path: Path, path: Path) -
     path.write_bytes(safetensors_bytes(pair("unet.blocks.7.to_q", 4, 16, 32)))
     report = inspect_adapter(path, tmp_path)
     assert report.coverage is None
-    assert "'blocks.7.to_q' is not in the base" in (report.coverage_error or "")
+    assert "blocks.7.to_q' is not in the base" in (report.coverage_error or "")
 
 
 def test_terminal_escapes_in_a_file_do_not_reach_the_terminal(path: Path) -> None:

@@ -87,7 +87,7 @@ def test_the_call_keeps_its_signature_and_gains_a_seed() -> None:
     pipe = FewStepPipeline.wrap(SD15.build(), recipe=SD15.recipe())
     ours = list(inspect.signature(type(pipe).__call__).parameters)
     stock = list(inspect.signature(diffusers.StableDiffusionPipeline.__call__).parameters)
-    assert [name for name in ours if name != "seed"] == stock
+    assert [name for name in ours if name not in ("seed", "teacher_refine")] == stock
     assert inspect.signature(type(pipe).__call__).parameters["seed"].kind.name == "KEYWORD_ONLY"
 
 
@@ -147,7 +147,7 @@ def test_fusing_keeps_the_picture_and_saving_then_works_in_stock_diffusers(
     absent = {name: None for name, part in family.build().components.items() if part is None}
     stock = DiffusionPipeline.from_pretrained(tmp_path / "saved", **absent)
     assert type(stock) is type(family.build())
-    assert type(stock.scheduler) is type(family.build().scheduler)
+    assert type(stock.scheduler).__module__.startswith("diffusers.")
     again = FewStepPipeline.from_pretrained(tmp_path / "saved")
     torch.testing.assert_close(draw(again, family), picture, rtol=1e-4, atol=1e-4)
 
@@ -285,7 +285,7 @@ def test_nothing_says_how_is_an_error_that_leaves_the_pipeline_alone() -> None:
 def test_an_adapter_of_another_size_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     file = lora_file(SD3, tmp_path / "a.safetensors", width=48)
     stock = SD3.build()
-    with pytest.raises(AdapterError, match="none of 2 LoRA modules fit this base"):
+    with pytest.raises(AdapterError, match="none of 2 modules fit this base"):
         FewStepPipeline.wrap(stock, adapter=file)
     assert type(stock) is diffusers.StableDiffusion3Pipeline
     assert not any("lora" in name for name in stock.components["transformer"].state_dict())
@@ -305,18 +305,29 @@ def test_an_adapter_for_another_component_is_refused(tmp_path: Path) -> None:
         FewStepPipeline.wrap(SD3.build(), adapter=file)
 
 
-def test_names_that_fit_but_that_diffusers_skips_are_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.removeprefix("transformer."),
+        lambda name: name.replace("transformer.", "base_model.model.", 1),
+        lambda name: (
+            "lora_transformer_"
+            + name.removeprefix("transformer.").rpartition(".lora_")[0].replace(".", "_")
+            + (".lora_down.weight" if ".lora_A" in name else ".lora_up.weight")
+        ),
+    ],
+    ids=["bare", "peft", "kohya"],
+)
+def test_names_that_diffusers_skips_or_does_not_know_are_loaded_all_the_same(
+    rename: Any, tmp_path: Path
+) -> None:
     """diffusers' SD3 loader only reads names under "transformer."; it stays silent on the rest."""
     file = lora_file(SD3, tmp_path / "a.safetensors")
+    other = tmp_path / "other.safetensors"
     tensors = safetensors.torch.load_file(file)
-    bare = tmp_path / "bare.safetensors"
-    safetensors.torch.save_file(
-        {name.removeprefix("transformer."): value for name, value in tensors.items()}, bare
-    )
-    stock = SD3.build()
-    with pytest.raises(AdapterError, match="0 of 2 LoRA modules were loaded"):
-        FewStepPipeline.wrap(stock, adapter=bare, recipe=SD3.recipe())
-    assert not any("lora" in name for name in stock.components["transformer"].state_dict())
+    safetensors.torch.save_file({rename(name): value for name, value in tensors.items()}, other)
+    pipe = FewStepPipeline.wrap(SD3.build(), adapter=other, recipe=SD3.recipe())
+    assert torch.equal(draw(pipe, SD3), draw(FewStepPipeline.wrap(SD3.build(), adapter=file), SD3))
 
 
 def test_text_encoder_modules_that_find_no_text_encoder_are_an_error(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fewstep.pipeline import FewStepPipeline
 from fewstep.pipeline.image_to_image import start_index
 from fewstep.recipe import Sampler
 from fewstep.schedulers import FewStepScheduler
+from tests.tiny.tasks import EVEN_GRID, arguments_of, made_for
 from tests.tiny_pipelines import (
     FLOW_GRID,
     FLUX,
@@ -29,8 +30,6 @@ from tests.tiny_pipelines import (
     vp_recipe,
 )
 
-FLAGS = ("requires_safety_checker", "requires_aesthetics_score", "force_zeros_for_empty_prompt")
-EVEN_GRID = (1000.0, 750.0, 500.0, 250.0)
 TASKS: dict[str, tuple[TinyFamily, type[DiffusionPipeline]]] = {
     "sd15": (SD15, diffusers.StableDiffusionImg2ImgPipeline),
     "sdxl": (SDXL, diffusers.StableDiffusionXLImg2ImgPipeline),
@@ -44,26 +43,6 @@ INPAINT: dict[str, tuple[TinyFamily, type[DiffusionPipeline]]] = {
     "sdxl": (SDXL, diffusers.StableDiffusionXLInpaintPipeline),
     "flux": (FLUX, diffusers.FluxInpaintPipeline),
 }
-
-
-def made_for(
-    family: TinyFamily, task: type[DiffusionPipeline], **changes: object
-) -> FewStepPipeline:
-    recipe = family.recipe(**({} if family.is_vp else {"timesteps": EVEN_GRID}), **changes)
-    components = dict(family.build().components)
-    wanted = inspect.signature(task.__init__).parameters
-    missing = {name: None for name in wanted if name not in components and name != "self"}
-    flags = {name: wanted[name].default for name in missing if name in FLAGS}
-    pipe = FewStepPipeline.wrap(task(**{**components, **missing, **flags}), recipe=recipe)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def arguments_of(pipe: FewStepPipeline, family: TinyFamily) -> dict[str, object]:
-    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    arguments = {**family.arguments(1), "image": picture}
-    taken = inspect.signature(type(pipe).__call__).parameters
-    return {name: value for name, value in arguments.items() if name in taken}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -128,12 +107,41 @@ def test_strength_is_a_noise_level_not_a_share_of_the_steps() -> None:
     assert starts == [3, 3, 2, 1, 0]
 
 
-def test_of_two_equally_near_levels_the_noisier_is_taken() -> None:
-    scheduler = FewStepScheduler(flow_recipe("sd3", EVEN_GRID))
-    assert start_index(scheduler, 0.625) == 1
+@pytest.mark.parametrize("name", TASKS)
+def test_insert_shows_the_network_exactly_the_strength_then_the_trained_tail(name: str) -> None:
+    family, task = TASKS[name]
+    pipe = made_for(family, task)
+    calls = record_denoiser(pipe, family)
+    pipe(**arguments_of(pipe, family), strength=0.6, strength_rule="insert", seed=0)
+    tail = VP_GRID[2:] if family.is_vp else EVEN_GRID[2:]
+    assert seen_timesteps(calls, family) == pytest.approx([600.0, *tail], rel=1e-6)
+    pipe(**arguments_of(pipe, family), strength=0.6, seed=0)  # the grid is whole again
+    assert seen_timesteps(calls[3:], family) == pytest.approx(tail, rel=1e-6)
 
 
-def test_a_strength_above_one_is_an_error() -> None:
-    scheduler = FewStepScheduler(vp_recipe("sd15"))
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3"])
+@pytest.mark.parametrize("strength", [0.1, 0.6, 0.9])
+def test_insert_adds_exactly_the_noise_of_the_strength(name: str, strength: float) -> None:
+    family, task = TASKS[name]
+    pipe = made_for(family, task)
+    calls = record_denoiser(pipe, family)
+    latents = torch.rand(1, *family.latent_shape)
+    arguments = {**arguments_of(pipe, family), "image": latents}
+    pipe(**arguments, strength=strength, strength_rule="insert", seed=8)
+    noise = torch.randn(1, *family.latent_shape, generator=torch.Generator().manual_seed(8))
+    level = pipe.recipe.base.schedule.build().level(1000.0 * strength)
+    torch.testing.assert_close(calls[0][2], level.alpha * latents + level.sigma * noise)
+
+
+def test_only_pipelines_with_a_strength_take_a_rule() -> None:
+    pipe = made_for(SD3, diffusers.StableDiffusion3Img2ImgPipeline)
+    assert "strength_rule" in inspect.signature(type(pipe).__call__).parameters
+    with pytest.raises(PipelineError, match="strength_rule 'exact' is unknown"):
+        pipe(**arguments_of(pipe, SD3), strength_rule="exact")
+    plain = FewStepPipeline.wrap(SD3.build(), recipe=SD3.recipe())
+    assert "strength_rule" not in inspect.signature(type(plain).__call__).parameters
+
+
+def test_a_strength_out_of_range_is_an_error() -> None:
     with pytest.raises(PipelineError, match="strength must be 0 to 1, got 1.5"):
-        start_index(scheduler, 1.5)
+        start_index(FewStepScheduler(vp_recipe("sd15")), 1.5)

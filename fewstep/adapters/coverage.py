@@ -108,11 +108,21 @@ def _match(
 
 
 def _problem(module: LoraModule, weight: Shape | None) -> str | None:
-    """Why a module does not fit a weight, or None: Linear (out, in), ConvNd (out, in, k, ...)."""
     if weight is None:
         return "is not in the base"
-    down, up, rank = module.down.shape, module.up.shape, module.rank
-    if len(weight) >= 2:
+    return fit_problem(module.down.shape, module.up.shape, weight)
+
+
+def fit_problem(down: Shape, up: Shape, weight: Shape) -> str | None:
+    """Why a pair of matrices does not fit a weight, or None.
+
+    Args:
+        down: (rank, in, k, ...).
+        up: (out, rank, 1, ...).
+        weight: Linear (out, in) or ConvNd (out, in, k, ...).
+    """
+    if len(down) >= 2 and len(weight) >= 2:
+        rank = down[0]
         ones = (1,) * (len(weight) - 2)
         wanted_down, wanted_up = (rank, *weight[1:]), (weight[0], rank, *ones)
         if (down, up) == (wanted_down, wanted_up):

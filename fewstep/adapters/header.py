@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fewstep.adapters.names import shown
 from fewstep.errors import AdapterError, RecipeError
@@ -20,7 +20,10 @@ from fewstep.recipe import METADATA_KEY, FewStepRecipe
 
 MAX_HEADER_BYTES = 32 * 1024 * 1024
 """Real adapters have well under 4 MB, thumbnail included; more is damage or an attack."""
+MAX_VALUES = 2_000_000
+"""Values in the header's JSON; a tensor has about six. Each costs up to 100 bytes once parsed."""
 MAX_DIMENSIONS = 16
+MAX_MESSAGE = 500
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 BITS = {
@@ -55,19 +58,22 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class AdapterHeader:
-    """A checked safetensors header.
+    """A checked header: of a safetensors file, or of a pickle that holds nothing but tensors.
 
     Attributes:
         path: The file.
         num_bytes: Size of the whole file.
-        metadata: The file's `__metadata__`, text to text.
+        metadata: The file's `__metadata__`, text to text; a pickle has none.
         tensors: Tensor name -> its info, in the order of the header.
+        container: What the bytes are; safetensors readers open the one kind only, and
+            `safetensors_copy` turns the other into it.
     """
 
     path: Path
     num_bytes: int
     metadata: dict[str, str]
     tensors: dict[str, TensorInfo]
+    container: Literal["safetensors", "pickle"] = "safetensors"
 
     def recipe(self) -> FewStepRecipe | None:
         """The recipe the file carries, or None.
@@ -81,7 +87,7 @@ class AdapterHeader:
         try:
             return FewStepRecipe.from_json(text)
         except RecipeError as error:
-            raise type(error)(f"{self.path}: {error}") from error
+            raise type(error)(f"{self.path}: {_harmless(str(error))}") from error
 
     def read_scalars(self, names: Iterable[str]) -> dict[str, float]:
         """Values of one-element tensors, such as alphas; opens the file once.
@@ -117,6 +123,12 @@ def read_header(path: Path | str) -> AdapterHeader:
     tensors = {name: _tensor(path, name, entry, start) for name, entry in content.items()}
     _check_tiling(path, tensors, start, num_bytes)
     return AdapterHeader(path, num_bytes, metadata, tensors)
+
+
+def _harmless(message: str) -> str:
+    """A sentence that may quote the file: printable, on one line, not endless."""
+    text = "".join(c if c.isprintable() else "?" for c in message)
+    return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 3]}..."
 
 
 def _read_raw(path: Path) -> tuple[bytes, int]:
@@ -164,14 +176,25 @@ def _check_lengths(path: Path, start: bytes, length: int, num_bytes: int) -> Non
 
 def _pickle(path: Path) -> AdapterError:
     return AdapterError(
-        f"{path}: this is a pickle file, which can run code when opened; "
-        "convert it to .safetensors where you trust it"
+        f"{path}: this is a pickle file, which can run code when opened, and safetensors was "
+        "expected here; convert it to .safetensors where you trust it"
     )
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise AdapterError(
+            f"{path}: the header has more than {MAX_VALUES} values, so it is not an intact "
+            "safetensors file; download it again"
+        )
     try:
-        content = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        content = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_no_constant,
+        )
+        if b"\\ud" in raw.lower():  # half a character: other readers refuse it
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise AdapterError(
@@ -181,6 +204,10 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise AdapterError(f"{path}: the header is not a JSON object; download the file again")
     return content
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,41 +1,30 @@
 """Describe an adapter file from its header: for `fewstep inspect` and for anyone who wonders."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fewstep.adapters.base_shapes import denoiser_shapes
-from fewstep.adapters.coverage import Coverage, check_coverage
+from fewstep.adapters.coverage import Coverage
+from fewstep.adapters.expert_tags import ExpertTag, expert_tags
 from fewstep.adapters.families import KNOWN, guess_family
-from fewstep.adapters.header import AdapterHeader, read_header
+from fewstep.adapters.header import AdapterHeader
 from fewstep.adapters.modelspec import usage_hint
-from fewstep.adapters.modules import LoraModule, lora_metadata, lora_modules, other_tensors
+from fewstep.adapters.modules import LoraModule, lora_modules, other_tensors
 from fewstep.adapters.names import shown
+from fewstep.adapters.opening import open_adapter
+from fewstep.adapters.preflight import (
+    alpha_problems,
+    coverage_of,
+    expert_problems,
+    named_components,
+)
+from fewstep.adapters.rank_table import RankRow, rank_table, scale_problems
+from fewstep.adapters.values import check_dtypes, check_values
 from fewstep.errors import AdapterError
 from fewstep.recipe import FewStepRecipe
-
-
-@dataclass(frozen=True, slots=True)
-class RankRow:
-    """How many modules share a rank and an alpha.
-
-    Attributes:
-        rank: Inner size.
-        alpha: None where the file says nothing; readers then take the rank.
-        modules: How many.
-    """
-
-    rank: int
-    alpha: float | None
-    modules: int
-
-    @property
-    def scale(self) -> float:
-        """alpha / rank: what multiplies up @ down."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +33,7 @@ class AdapterReport:
 
     Attributes:
         path: The file.
+        container: Whether it is safetensors or a pickle.
         num_bytes: Its size.
         title: `modelspec.title`, if there.
         summary: The recipe in a few words; None without a recipe.
@@ -56,12 +46,17 @@ class AdapterReport:
         num_modules: LoRA pairs, text encoders included.
         text_encoder_modules: How many of them are for text encoders.
         ranks: The rank table, most modules first.
+        components: Pipeline components that the names mention; () where they mention none.
+        expert: Which phase expert it is; None where nothing says so.
+        values_checked: Whether every number was looked at.
         coverage: Result against a base; None if not asked or if it does not fit.
         coverage_error: Why the adapter does not fit the base.
+        errors: All that makes the file unusable, one sentence each, the above included.
         warnings: What will go wrong where; one sentence each.
     """
 
     path: Path
+    container: Literal["safetensors", "pickle"]
     num_bytes: int
     title: str | None
     summary: str | None
@@ -74,8 +69,12 @@ class AdapterReport:
     num_modules: int
     text_encoder_modules: int
     ranks: tuple[RankRow, ...]
+    components: tuple[str, ...]
+    expert: ExpertTag | None
+    values_checked: bool
     coverage: Coverage | None
     coverage_error: str | None
+    errors: tuple[str, ...]
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,7 +88,7 @@ class AdapterReport:
             modules += f" ({self.text_encoder_modules} in text encoders)"
         rows = [
             ("file", str(self.path)),
-            ("size", f"{self.num_bytes} bytes"),
+            ("size", f"{self.num_bytes} bytes" + (", a pickle" * (self.container == "pickle"))),
             ("title", self.title or "-"),
             ("recipe", self.summary or "none"),
             ("family", f"{self.family or '?'} ({self.family_source})"),
@@ -97,12 +96,17 @@ class AdapterReport:
             ("dtype", ", ".join(self.dtypes) or "-"),
             ("tensors", str(self.num_tensors)),
             ("modules", modules),
-            *(("rank", _rank_text(row)) for row in self.ranks),
+            *(("rank", row.to_text()) for row in self.ranks),
         ]
+        if self.components:
+            rows.append(("for", ", ".join(self.components)))
+        if self.expert is not None:
+            rows.append(("expert", f"{self.expert.name} (known by {self.expert.known_by})"))
+        if self.values_checked:
+            rows.append(("values", "all finite" if self.num_tensors else "none"))
         if self.coverage is not None:
             rows.append(("coverage", f"{self.coverage.matched} of {self.coverage.modules} modules"))
-        if self.coverage_error is not None:
-            rows.append(("coverage", self.coverage_error))
+        rows += [("error", text) for text in self.errors]
         rows += [("warning", text) for text in self.warnings]
         lines = [f"{name:<9} {_printable(value)}" for name, value in rows]
         if self.recipe is not None:
@@ -110,19 +114,22 @@ class AdapterReport:
         return "\n".join(lines)
 
 
-def inspect_adapter(path: Path | str, base: Path | str | None = None) -> AdapterReport:
+def inspect_adapter(
+    path: Path | str, base: Path | str | None = None, *, values: bool = False
+) -> AdapterReport:
     """Describe a LoRA file, and check it against a base if one is given.
 
     Args:
-        path: The safetensors file.
+        path: The safetensors file, or a pickle of plain tensors.
         base: A diffusers folder: of a pipeline, or of its denoiser.
+        values: Also look at every number for NaN and infinity; reads the whole file.
 
     Raises:
-        AdapterError: The file or the base is damaged. That the two do not fit is not raised but
-            reported, in `coverage_error`.
+        AdapterError: The file or the base is damaged. That the two do not fit, or that the numbers
+            are unusable, is not raised but reported, in `errors`.
         RecipeError: The file carries a recipe that is not valid.
     """
-    header = read_header(path)
+    header = open_adapter(path)
     modules = lora_modules(header)
     recipe = header.recipe()
     guess = guess_family(modules)
@@ -131,11 +138,16 @@ def inspect_adapter(path: Path | str, base: Path | str | None = None) -> Adapter
     if base is not None:
         shapes = denoiser_shapes(Path(base))
         try:
-            coverage = check_coverage(header, shapes)
+            coverage = coverage_of(header, shapes)
         except AdapterError as error:
             coverage_error = str(error)
+    errors = [_error_of(check_dtypes, header)] if modules else []
+    values_error = _error_of(check_values, header) if values else None
+    errors += [values_error, coverage_error]
+    tags = expert_tags(header)
     return AdapterReport(
         path=header.path,
+        container=header.container,
         num_bytes=header.num_bytes,
         title=header.metadata.get("modelspec.title"),
         summary=None if recipe is None else usage_hint(recipe),
@@ -147,21 +159,28 @@ def inspect_adapter(path: Path | str, base: Path | str | None = None) -> Adapter
         num_tensors=len(header.tensors),
         num_modules=len(modules),
         text_encoder_modules=sum(module.name.is_text_encoder for module in modules),
-        ranks=_rank_table(modules),
+        ranks=rank_table(modules),
+        components=named_components(header),
+        expert=tags[0] if tags else None,
+        values_checked=values and values_error is None,
         coverage=coverage,
         coverage_error=coverage_error,
-        warnings=tuple(_warnings(header, modules, recipe, guess)),
+        errors=tuple(error for error in errors if error is not None),
+        warnings=(
+            *_warnings(header, modules, recipe, guess),
+            *scale_problems(rank_table(modules)),
+            *alpha_problems(header, modules),
+            *expert_problems(tags),
+        ),
     )
 
 
-def _rank_table(modules: Sequence[LoraModule]) -> tuple[RankRow, ...]:
-    counts = Counter((module.rank, module.alpha) for module in modules)
-    return tuple(RankRow(rank, alpha, count) for (rank, alpha), count in counts.most_common())
-
-
-def _rank_text(row: RankRow) -> str:
-    alpha = "alpha not stored (read as the rank)" if row.alpha is None else f"alpha {row.alpha:g}"
-    return f"{row.rank}, {alpha}, scale {row.scale:g}: {row.modules} modules"
+def _error_of(check: Callable[[AdapterHeader], None], header: AdapterHeader) -> str | None:
+    try:
+        check(header)
+    except AdapterError as error:
+        return str(error)
+    return None
 
 
 def _warnings(
@@ -180,14 +199,6 @@ def _warnings(
         found.append("no recipe: steps, grid, sampler and guidance must be set by hand")
     elif guess in KNOWN and recipe.base.family in KNOWN and guess != recipe.base.family:
         found.append(f"the recipe says {recipe.base.family}, the module names look like {guess}")
-    has_tensors = any(name.endswith(".alpha") for name in header.tensors)
-    if has_tensors and lora_metadata(header):
-        found.append("alpha is in tensors and in lora_adapter_metadata: diffusers refuses both")
-    if not has_tensors and any(m.alpha not in (None, m.rank) for m in modules):
-        found.append(
-            "alpha differs from rank and is only in lora_adapter_metadata: ComfyUI does not read "
-            "it and applies scale 1"
-        )
     return found
 
 

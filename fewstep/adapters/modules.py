@@ -1,6 +1,8 @@
 """The LoRA modules of a file: pairs of down and up with their rank and alpha."""
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,9 @@ from fewstep.errors import AdapterError
 
 LORA_METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers keeps the LoraConfig, as JSON with component prefixes."""
+
+ALPHA_KEYS = ("lora_alpha", "network_alpha", "alpha")
+"""Metadata entries that give one alpha for the whole file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +65,20 @@ def lora_modules(header: AdapterHeader) -> tuple[LoraModule, ...]:
         names[key] = name
     tensor_alphas = header.read_scalars(f["alpha"] for f in parts.values() if "alpha" in f)
     config = lora_metadata(header)
+    file_alpha = scalar_metadata_alpha(header)
     has_others = bool(other_tensors(header))
     modules = []
     for key, found in parts.items():
         if set(found) == {"alpha"} and has_others:
             continue  # the alpha of a LoKr, LoHa or the like
         down, up = _pair(header, names[key], found)
-        alpha = _config_alpha(config, names[key])
+        alpha = config_alpha(config, names[key])
+        if alpha is not None and is_rslora(config, names[key]):
+            alpha *= math.sqrt(down.shape[0])
         if "alpha" in found:
             alpha = tensor_alphas[found["alpha"]]
+        if alpha is None:
+            alpha = file_alpha
         modules.append(LoraModule(names[key], down, up, alpha))
     return tuple(modules)
 
@@ -98,6 +108,30 @@ def lora_metadata(header: AdapterHeader) -> dict[str, Any]:
     return config
 
 
+def is_rslora(config: Mapping[str, Any], name: TensorName) -> bool:
+    """Whether the LoraConfig scales by alpha / sqrt(rank) (arXiv:2312.03732)."""
+    prefix = "" if name.component == DENOISER else f"{name.component}."
+    return config.get(f"{prefix}use_rslora") is True
+
+
+def scalar_metadata_alpha(header: AdapterHeader) -> float | None:
+    """Alpha of the whole file from a plain metadata entry; None where there is none.
+
+    diffusers reads `alpha` so for MiniMax-H3, others infer it from these three names. It counts
+    only in files without a LoraConfig and without alpha tensors, which are the word of more tools.
+    """
+    if LORA_METADATA_KEY in header.metadata or any(n.endswith(".alpha") for n in header.tensors):
+        return None
+    for key in ALPHA_KEYS:
+        try:
+            alpha = float(header.metadata[key])
+        except (KeyError, ValueError):
+            continue
+        if 0.0 < abs(alpha) < 1e30:
+            return alpha
+    return None
+
+
 def _pair(
     header: AdapterHeader, name: TensorName, found: dict[Part, str]
 ) -> tuple[TensorInfo, TensorInfo]:
@@ -116,7 +150,8 @@ def _pair(
     return down, up
 
 
-def _config_alpha(config: dict[str, Any], name: TensorName) -> float | None:
+def config_alpha(config: Mapping[str, Any], name: TensorName) -> float | None:
+    """Alpha of one layer from what `lora_metadata` gives; None where it says nothing."""
     prefix = "" if name.component == DENOISER else f"{name.component}."
     alpha = config.get(f"{prefix}lora_alpha")
     pattern = config.get(f"{prefix}alpha_pattern")

@@ -117,7 +117,7 @@ def _load(options: Generate, *, is_silent: bool) -> "FewStepPipeline":
         "bfloat16": torch.bfloat16,
         "float16": torch.float16,
     }
-    device = _device(options.device)
+    device = pick_device(options.device)
     base = resolve_base(options.base)
     try:
         pipeline = FewStepPipeline.from_pretrained(
@@ -138,7 +138,7 @@ def _load(options: Generate, *, is_silent: bool) -> "FewStepPipeline":
     return pipeline
 
 
-def _device(name: str) -> str:
+def pick_device(name: str) -> str:
     """A device of this machine; `auto` is the best there is.
 
     Raises:

@@ -2,5 +2,6 @@
 
 from fewstep.pipeline.few_step_pipeline import FewStepPipeline
 from fewstep.pipeline.guidance import translate_guidance
+from fewstep.pipeline.teacher_refine import TeacherRefine
 
-__all__ = ["FewStepPipeline", "translate_guidance"]
+__all__ = ["FewStepPipeline", "TeacherRefine", "translate_guidance"]

@@ -1,25 +1,27 @@
-"""LoRA files on a pipeline's denoiser: attach with proof that all of it arrived, fuse, remove."""
+"""LoRA files on a pipeline's models: attach with proof that all of it arrived, fuse, remove."""
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
-import safetensors.torch
 from diffusers import DiffusionPipeline
-from diffusers.loaders.lora_base import LoraBaseMixin
-from diffusers.utils.peft_utils import recurse_remove_peft_layers
-from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from fewstep.adapters import AdapterHeader, Coverage, check_coverage, lora_modules
-from fewstep.adapters.names import parse_name
+from fewstep.adapters import AdapterHeader
 from fewstep.errors import AdapterError, PipelineError
+from fewstep.pipeline.adapter_weights import DENOISERS, read_parts
+from fewstep.pipeline.lora_layers import (
+    LoraWeights,
+    layers_with,
+    lora_layers,
+    merge_all,
+    offloading_paused,
+    plain_model,
+    put_on,
+    take_off,
+)
 
 ADAPTER_NAME = "fewstep"
-DENOISERS = ("unet", "transformer", "transformer_2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,103 +30,140 @@ class AttachedAdapter:
 
     Attributes:
         path: The file.
-        scale: What its alpha / rank is multiplied with.
-        is_fused: Whether its weights are merged into the base; it cannot be taken off then.
+        scale: What its alpha / rank is multiplied with; weight 1 in `set_adapters` means this.
+        is_fused: Whether its weights are merged into the base's; it cannot be switched off then.
+        name: What peft calls it, for `set_adapters`.
+        component: The denoiser it changes.
+        expert: Which of the recipe's experts it is; None without experts.
     """
 
     path: Path
     scale: float
     is_fused: bool = False
+    name: str = ADAPTER_NAME
+    component: str = ""
+    expert: int | None = None
 
 
-def attach(pipe: DiffusionPipeline, header: AdapterHeader, scale: float) -> AttachedAdapter:
-    """Load an adapter, checked before and after.
+@dataclass(frozen=True, slots=True)
+class AdapterWeights:
+    """A file read for one denoiser and checked against it; nothing is attached yet.
+
+    Attributes:
+        attached: What it will be called once it is on.
+        parts: Component -> its LoRA: the denoiser's, then any text encoder's.
+    """
+
+    attached: AttachedAdapter
+    parts: Mapping[str, LoraWeights]
+
+    @property
+    def denoiser(self) -> LoraWeights:
+        """The denoiser's part."""
+        return self.parts[self.attached.component]
+
+
+def read_weights(
+    pipe: DiffusionPipeline,
+    header: AdapterHeader,
+    scale: float,
+    *,
+    expert: int | None = None,
+    name: str = ADAPTER_NAME,
+    component: str | None = None,
+) -> AdapterWeights:
+    """Read an adapter for a pipeline and check that all of it fits.
+
+    Args:
+        pipe: The pipeline; it is only looked at.
+        header: The file.
+        scale: What its alpha / rank will be multiplied with.
+        expert: Which of the recipe's experts it is.
+        name: What peft shall call it.
+        component: The denoiser it is for; None takes the pipeline's own.
+
+    Raises:
+        AdapterError: The file is damaged, or does not fit the models of this pipeline.
+        PipelineError: The pipeline has no such denoiser.
+    """
+    component = main_denoiser(pipe)[0] if component is None else component
+    denoiser_of(pipe, component)
+    parts = read_parts(pipe, header, component, is_expert=expert is not None)
+    attached = AttachedAdapter(header.path, scale, name=name, component=component, expert=expert)
+    return AdapterWeights(attached, parts)
+
+
+def attach(pipe: DiffusionPipeline, adapter: AdapterWeights) -> None:
+    """Put an adapter on, beside what is on already, and check that all of it arrived.
 
     diffusers loads what it recognises and says little of the rest; a half-loaded adapter gives a
     blurred picture, so here it is an error and the pipeline is left as it was.
 
     Raises:
-        AdapterError: The file does not fit, or not all of it was loaded.
-        PipelineError: An adapter of ours is already there.
+        AdapterError: Not all of it could be loaded.
+        PipelineError: An adapter of that name is already there.
     """
-    name, model = main_denoiser(pipe)
-    if adapted_modules(model):
-        raise PipelineError(f"an adapter {ADAPTER_NAME!r} is already attached; unwrap() it first")
-    _check_components(pipe, header, name)
-    coverage = check_coverage(header, weight_shapes(model))
-    already_active = _active_adapters(pipe)
-    wanted = set(coverage.ranks)
-    try:
-        if isinstance(pipe, LoraBaseMixin):
-            _load(pipe, header.path)
-        else:
-            _inject(model, header, coverage)
-    except Exception as error:
-        detach(pipe)
-        raise AdapterError(f"{header.path}: diffusers could not load it ({error})") from error
-    loaded = adapted_modules(model)
-    text_modules = sum(ADAPTER_NAME in layer.r for layer in _all_lora_layers(pipe)) - len(loaded)
-    if loaded != wanted or text_modules != coverage.text_encoder_modules:
-        detach(pipe)
-        difference = min(loaded ^ wanted, default="a text encoder's")
-        raise AdapterError(
-            f"{header.path}: {len(loaded) + text_modules} of "
-            f"{len(wanted) + coverage.text_encoder_modules} LoRA modules were loaded (first "
-            f"difference: {difference}); save the file with diffusers' names"
-        )
-    for layer in _all_lora_layers(pipe):
-        # Loading made ours the only active one; a style LoRA of the user's stays on beside it.
-        layer.set_adapter([n for n in (*already_active, ADAPTER_NAME) if n in layer.r])
-        if ADAPTER_NAME in layer.r:
-            layer.set_scale(ADAPTER_NAME, scale)
-    return AttachedAdapter(header.path, scale)
+    name = adapter.attached.name
+    for component in adapter.parts:
+        if layers_with(pipe.components[component], name):
+            raise _is_taken(name)
+    with offloading_paused(pipe):
+        try:
+            for component, weights in adapter.parts.items():
+                _attach_part(pipe.components[component], component, adapter, weights)
+        except BaseException:
+            detach(pipe, [name])
+            raise
 
 
-def fuse(pipe: DiffusionPipeline, adapter: AttachedAdapter) -> AttachedAdapter:
+def check_name_is_free(pipe: DiffusionPipeline, name: str) -> None:
+    """Refuse a name that an adapter on the pipeline has.
+
+    Raises:
+        PipelineError: One has.
+    """
+    if any(layers_with(component, name) for component in pipe.components.values()):
+        raise _is_taken(name)
+
+
+def detach(pipe: DiffusionPipeline, names: Sequence[str]) -> None:
+    """Remove adapters; layers go back to plain ones where no other adapter needs them."""
+    for component in pipe.components.values():
+        model = plain_model(component)
+        for name in names:
+            if model is not None and layers_with(model, name):
+                take_off(model, name)
+
+
+def fuse(pipe: DiffusionPipeline) -> None:
     """Merge the active LoRAs into the weights, in every component that has one.
 
     A plain `pipe.fuse_lora()` knows one component per pipeline class: on Wan 2.2 it would merge the
     high-noise expert, and `unload_lora_weights` would then drop the other's LoRA.
+
+    Raises:
+        AdapterError: Merged weights would not be finite.
     """
-    if isinstance(pipe, LoraBaseMixin):
-        pipe.fuse_lora(components=adapted_components(pipe))
-        cast(Any, pipe).unload_lora_weights()
-    else:
-        _, model = main_denoiser(pipe)
-        for layer in _lora_layers(model).values():
-            layer.merge()
-        recurse_remove_peft_layers(model)
-    return replace(adapter, is_fused=True)
-
-
-def detach(pipe: DiffusionPipeline) -> None:
-    """Remove our adapter; layers go back to plain ones where no other adapter needs them."""
-    names = {name for layer in _all_lora_layers(pipe) for name in layer.r}
-    if ADAPTER_NAME not in names:
-        return
-    if isinstance(pipe, LoraBaseMixin) and names != {ADAPTER_NAME}:
-        pipe.delete_adapters(ADAPTER_NAME)
-    elif isinstance(pipe, LoraBaseMixin):
-        cast(Any, pipe).unload_lora_weights()
-    else:
-        recurse_remove_peft_layers(main_denoiser(pipe)[1])
+    with offloading_paused(pipe):
+        for name in adapted_components(pipe):
+            model = plain_model(pipe.components[name])
+            assert model is not None
+            try:
+                merge_all(model)
+            except ValueError as error:
+                raise AdapterError(f"{name}: the adapter cannot be merged ({error})") from error
 
 
 def adapted_components(pipe: DiffusionPipeline) -> list[str]:
     """Components whose layers are wrapped by LoRA, ours or anyone's."""
-    return [name for name, component in pipe.components.items() if _lora_layers(component)]
-
-
-def adapted_modules(model: nn.Module) -> set[str]:
-    """Names of the modules that carry our adapter."""
-    return {name for name, layer in _lora_layers(model).items() if ADAPTER_NAME in layer.r}
+    return [name for name, component in pipe.components.items() if lora_layers(component)]
 
 
 def main_denoiser(pipe: DiffusionPipeline) -> tuple[str, nn.Module]:
     """Name and model of the component that few-step adapters change."""
     for name in DENOISERS:
-        model = pipe.components.get(name)
-        if isinstance(model, nn.Module):
+        model = plain_model(pipe.components.get(name))
+        if model is not None:
             return name, model
     raise PipelineError(
         f"{type(pipe).__name__} has no denoiser named {', '.join(DENOISERS)}; "
@@ -132,79 +171,48 @@ def main_denoiser(pipe: DiffusionPipeline) -> tuple[str, nn.Module]:
     )
 
 
-def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of a model's weights, as if no LoRA and no quantisation were there."""
-    shapes = {}
-    for name, module in model.named_modules():
-        plain = name.removesuffix(".base_layer")
-        if isinstance(module, LoraLayer) or ".lora_" in name:
-            continue
-        if isinstance(module, nn.Linear):  # 4-bit weights are stored packed, in another shape
-            shapes[f"{plain}.weight"] = (module.out_features, module.in_features)
-        else:
-            for kind, weight in module.named_parameters(recurse=False):
-                shapes[f"{plain}.{kind}"] = tuple(weight.shape)
-    return shapes
+def denoiser_of(pipe: DiffusionPipeline, component: str) -> nn.Module:
+    """The model of a component that a recipe names.
+
+    Raises:
+        PipelineError: The pipeline has no such model.
+    """
+    model = plain_model(pipe.components.get(component))
+    if model is None:
+        raise PipelineError(
+            f"an expert of this recipe is for {component}, which {type(pipe).__name__} was loaded "
+            f"without; load the base with its {component}"
+        )
+    return model
 
 
-def _load(pipe: DiffusionPipeline, path: Path) -> None:
-    # diffusers warns of every text encoder the file says nothing about; `attach` counts instead.
-    log = logging.getLogger("diffusers.loaders")
-    level = log.level
-    log.setLevel(logging.ERROR)
+def _attach_part(
+    component: object, where: str, adapter: AdapterWeights, weights: LoraWeights
+) -> None:
+    attached = adapter.attached
+    model = plain_model(component)
+    assert model is not None
+    if not weights.ranks:  # nothing but whole differences
+        return
+    # In alpha, so that weight 1 in set_adapters is the recipe's scale, whatever that is.
+    alphas = {module: attached.scale * alpha for module, alpha in weights.alphas.items()}
     try:
-        cast(Any, pipe).load_lora_weights(
-            str(path.parent), weight_name=path.name, adapter_name=ADAPTER_NAME
-        )
-    finally:
-        log.setLevel(level)
-
-
-def _inject(model: nn.Module, file: AdapterHeader, coverage: Coverage) -> None:
-    """Load onto a model whose pipeline has no LoRA loader of its own (PixArt, PRX)."""
-    kohya = {name.replace(".", "_"): name for name in coverage.ranks}
-    weights = {}
-    for full_name, weight in safetensors.torch.load_file(file.path).items():
-        name = parse_name(full_name)
-        if name.part in ("down", "up") and not name.is_text_encoder:
-            matrix = "lora_A" if name.part == "down" else "lora_B"
-            weights[f"{kohya.get(name.module, name.module)}.{matrix}.weight"] = weight
-    config = LoraConfig(
-        target_modules=list(coverage.ranks),
-        rank_pattern={f"^{name}": rank for name, rank in coverage.ranks.items()},
-        alpha_pattern={f"^{name}": alpha for name, alpha in coverage.alphas.items()},
-    )
-    inject_adapter_in_model(config, model, ADAPTER_NAME)
-    set_peft_model_state_dict(model, weights, ADAPTER_NAME)
-
-
-def _check_components(pipe: DiffusionPipeline, header: AdapterHeader, denoiser: str) -> None:
-    named = {module.name for module in lora_modules(header)}
-    for name in sorted({n.component for n in named if n.is_text_encoder}):
-        if pipe.components.get(name) is None:
-            raise AdapterError(
-                f"{header.path}: has LoRA modules for {name}, which this pipeline was loaded "
-                f"without; load the base with its {name}"
-            )
-    others = sorted(({n.component for n in named} & set(DENOISERS)) - {denoiser})
-    if others:
+        put_on(model, attached.name, replace(weights, alphas=alphas))
+    except Exception as error:  # peft raises what it likes; none of it is a sentence for a user
         raise AdapterError(
-            f"{header.path}: has LoRA modules for {others[0]}, but this pipeline's few-step "
-            f"adapter goes on {denoiser}; use a file made for {denoiser}"
+            f"{attached.path}: its LoRA for {where} could not be loaded ({error})"
+        ) from error
+    layers = layers_with(model, attached.name)
+    if set(layers) != set(weights.ranks):
+        difference = min(set(layers) ^ set(weights.ranks))
+        raise AdapterError(
+            f"{attached.path}: {len(layers)} of {len(weights.ranks)} LoRA modules were loaded "
+            f"(first difference: {difference}); use an adapter made for this base"
         )
 
 
-def _lora_layers(component: object) -> dict[str, LoraLayer]:
-    if not isinstance(component, nn.Module):
-        return {}
-    return {name: m for name, m in component.named_modules() if isinstance(m, LoraLayer)}
-
-
-def _all_lora_layers(pipe: DiffusionPipeline) -> Iterator[LoraLayer]:
-    for component in pipe.components.values():
-        yield from _lora_layers(component).values()
-
-
-def _active_adapters(pipe: DiffusionPipeline) -> tuple[str, ...]:
-    active = (name for layer in _all_lora_layers(pipe) for name in cast(Any, layer).active_adapters)
-    return tuple(dict.fromkeys(active))
+def _is_taken(name: str) -> PipelineError:
+    return PipelineError(
+        f"an adapter {name!r} is already attached; unwrap() the pipeline, or delete_adapters() "
+        "where it is not ours, first"
+    )

@@ -14,7 +14,7 @@ from fewstep.recipe import FewStepRecipe
 OWN_GRIDS = ("timesteps", "sigmas")
 PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt")
 PROMPTS = ("prompt", "prompt_embeds", "image")
-USER = 4
+USER = 5
 """Stack depth of whoever called the pipeline, for warnings."""
 
 
@@ -44,7 +44,7 @@ def fill_arguments(
     """
     parameters = call_parameters(pipeline_class)
     arguments = dict(given)
-    _refuse_own_grid(arguments)
+    refuse_own_grid(arguments)
     count = arguments.get("num_inference_steps")
     arguments["num_inference_steps"] = recipe.grid(num_steps if count is None else count).num_steps
     _fill_guidance(pipeline_class, parameters, arguments, recipe)
@@ -55,6 +55,9 @@ def fill_arguments(
         "intermediate_timesteps" in parameters
     ):  # SANA-Sprint refuses its own default but for 2 steps
         arguments["intermediate_timesteps"] = None
+    _fill_first_noise(parameters, arguments, recipe)
+    if not _is_guided(rule_of(pipeline_class.__name__, parameters)[0], arguments):
+        _fill_negative_image(parameters, arguments)
     if arguments.get("eta"):
         warnings.warn(
             f"eta={arguments['eta']:g} has no effect: the recipe's stochasticity is "
@@ -62,7 +65,7 @@ def fill_arguments(
             stacklevel=USER,
         )
     if seed is not None:
-        arguments["generator"] = _generators(arguments, seed)
+        arguments["generator"] = seeded_generators(arguments, seed)
     return arguments
 
 
@@ -97,7 +100,29 @@ def count_images(arguments: Mapping[str, Any]) -> int:
     return batch
 
 
-def _refuse_own_grid(arguments: Mapping[str, Any]) -> None:
+def seeded_generators(
+    arguments: Mapping[str, Any], seed: int | Sequence[int]
+) -> list[torch.Generator]:
+    """One CPU generator per image of a call.
+
+    Raises:
+        PipelineError: Beside a generator of the caller's own, or not one seed per image.
+    """
+    if arguments.get("generator") is not None:
+        raise PipelineError("seed and generator were both passed; pass one of them")
+    count = count_images(arguments)
+    seeds = tuple(seed) if isinstance(seed, Sequence) else image_seeds(seed, count)
+    if len(seeds) != count:
+        raise PipelineError(f"got {len(seeds)} seeds for {count} images; pass one per image")
+    return [torch.Generator().manual_seed(int(s)) for s in seeds]
+
+
+def refuse_own_grid(arguments: Mapping[str, Any]) -> None:
+    """Refuse timesteps or sigmas beside a recipe.
+
+    Raises:
+        PipelineError: Either was passed.
+    """
     for name in OWN_GRIDS:
         if arguments.get(name) is not None:
             raise PipelineError(
@@ -128,6 +153,38 @@ def _fill_guidance(
         _fill_negative_prompt(arguments)
 
 
+def _fill_first_noise(
+    parameters: set[str], arguments: dict[str, Any], recipe: FewStepRecipe
+) -> None:
+    """Latents for a grid that begins below full noise are noised to where it begins (LTX)."""
+    if arguments.get("latents") is None:
+        return
+    grid = recipe.grid(arguments["num_inference_steps"])
+    if grid.sizes and grid.sizes[0] != 1.0:
+        raise PipelineError(
+            "latents were passed, but this recipe's first sample is smaller than the picture; "
+            "drop latents and pass seed"
+        )
+    first = grid.sigmas[0]
+    if first < 1.0:
+        for name in {"noise_scale", "denoise_strength"} & parameters:
+            arguments.setdefault(name, first)
+
+
+def _fill_negative_image(parameters: set[str], arguments: dict[str, Any]) -> None:
+    """FLUX encodes a black picture beside IP-Adapter embeddings, which only guidance looks at.
+
+    Without an image encoder, which embeddings make superfluous, that would fail.
+    """
+    given = arguments.get("ip_adapter_image_embeds")
+    if given is None or "negative_ip_adapter_image_embeds" not in parameters:
+        return
+    if arguments.get("negative_ip_adapter_image") is None:
+        embeds = given if isinstance(given, list) else [given]
+        blank = [torch.zeros_like(one) for one in embeds]
+        arguments.setdefault("negative_ip_adapter_image_embeds", blank)
+
+
 def _is_guided(rule: GuidanceRule, arguments: Mapping[str, Any]) -> bool:
     return rule.cfg is not None and (arguments.get(rule.cfg) or 0.0) > rule.off
 
@@ -141,13 +198,3 @@ def _fill_negative_prompt(arguments: dict[str, Any]) -> None:
                 "pass negative_prompt_embeds beside prompt_embeds"
             )
         arguments["negative_prompt"] = " "
-
-
-def _generators(arguments: Mapping[str, Any], seed: int | Sequence[int]) -> list[torch.Generator]:
-    if arguments.get("generator") is not None:
-        raise PipelineError("seed and generator were both passed; pass one of them")
-    count = count_images(arguments)
-    seeds = tuple(seed) if isinstance(seed, Sequence) else image_seeds(seed, count)
-    if len(seeds) != count:
-        raise PipelineError(f"got {len(seeds)} seeds for {count} images; pass one per image")
-    return [torch.Generator().manual_seed(int(s)) for s in seeds]

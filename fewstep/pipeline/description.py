@@ -1,9 +1,9 @@
 """A wrapped pipeline in words: what it will do, before it does it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fewstep.pipeline.attached_adapter import AttachedAdapter
-from fewstep.recipe import FewStepRecipe
+from fewstep.recipe import Expert, FewStepRecipe
 
 
 def describe_sampling(
@@ -12,7 +12,7 @@ def describe_sampling(
     recipe: FewStepRecipe,
     source: str,
     num_steps: int,
-    adapter: AttachedAdapter | None,
+    adapters: Sequence[AttachedAdapter],
     guidance_arguments: Mapping[str, float],
     is_guidance_known: bool,
 ) -> str:
@@ -23,7 +23,7 @@ def describe_sampling(
         recipe: The recipe in force.
         source: Where it came from.
         num_steps: Step count of a call that names none.
-        adapter: What is attached, if anything.
+        adapters: What is attached, in the order of the recipe's experts.
         guidance_arguments: What the class is called with for the recipe's guidance.
         is_guidance_known: Whether those come from the table, not from a guess.
     """
@@ -35,7 +35,8 @@ def describe_sampling(
     lines = [
         f"{class_name}, sampled by a {base.family} recipe ({base.prediction} prediction)",
         f"recipe    from {source}",
-        f"adapter   {_adapter(adapter)}",
+        *(f"adapter   {_adapter(recipe, adapter)}" for adapter in adapters),
+        *([] if adapters else ["adapter   none"]),
         f"steps     {grid.num_steps} (made for {counts})",
         f"calls     {recipe.nfe(num_steps)} network evaluations per image",
         f"guidance  {recipe.guidance.mode}: {arguments or 'no argument needed'}"
@@ -43,18 +44,25 @@ def describe_sampling(
         f"negative  a negative prompt {'works' if negative == 'works' else 'has no effect'}",
         f"sampler   {_sampler(recipe.sampler.stochasticity)}",
         f"noise     {recipe.sampler.noise}: float32, one CPU stream per image",
-        "step  timestep     sigma",
+        f"step  timestep     sigma{'  expert' if grid.experts else ''}",
     ]
     for index, (timestep, sigma) in enumerate(zip(grid.timesteps, grid.sigmas, strict=False)):
-        lines.append(f"{index + 1:>4}  {timestep:>8.2f}  {sigma:>8.5f}")
+        expert = f"  {_expert(recipe.experts[grid.experts[index]])}" if grid.experts else ""
+        lines.append(f"{index + 1:>4}  {timestep:>8.2f}  {sigma:>8.5f}{expert}")
     lines.append(f" end            {grid.sigmas[-1]:>10.5f}")
     return "\n".join(lines)
 
 
-def _adapter(adapter: AttachedAdapter | None) -> str:
-    if adapter is None:
-        return "none"
-    return f"{adapter.path.name} at scale {adapter.scale:g}{', fused' if adapter.is_fused else ''}"
+def _adapter(recipe: FewStepRecipe, adapter: AttachedAdapter) -> str:
+    fused = ", fused" if adapter.is_fused else ""
+    text = f"{adapter.path.name} at scale {adapter.scale:g}{fused}"
+    if adapter.expert is None:
+        return text
+    return f"{text} for {_expert(recipe.experts[adapter.expert])}"
+
+
+def _expert(expert: Expert) -> str:
+    return expert.adapter + (f" on {expert.component}" if expert.component else "")
 
 
 def _sampler(stochasticity: float) -> str:

@@ -16,6 +16,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {  # class name starts with -> families i
     "Flux": ("flux",),
     "Flux2": ("flux2",),
     "QwenImage": ("qwen-image",),
+    "QwenImage21": ("qwen-image-2.1",),
+    "Cosmos3": ("cosmos3",),
     "Wan": ("wan",),
     "ZImage": ("z-image",),
     "Krea2": ("krea2",),

@@ -13,10 +13,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from fewstep.pipeline.image_to_image import start_index
+from fewstep.pipeline.image_to_image import begin
 from fewstep.schedulers import NoiseLayout
-
-PACKING = ["latents", "batch_size", "num_channels_latents", "height", "width"]
+from fewstep.start_rules import DEFAULT_START_RULE
 
 
 @functools.cache
@@ -32,10 +31,12 @@ def few_step_class(mixin: type, stock: type) -> type:
         "__qualname__": stock.__qualname__,
         "__doc__": stock.__doc__,
         "__call__": _call_of(stock),
+        "_strength_rule": DEFAULT_START_RULE,
     }
     # Which of these a pipeline has differs by class; there is no common interface to ask.
     for name, make in (
         ("prepare_latents", _prepare_latents_of),
+        ("prepare_audio_latents", _prepare_latents_of),  # LTX-2
         ("get_timesteps", _get_timesteps_of),
         ("_pack_latents", _pack_latents_of),
     ):
@@ -51,20 +52,37 @@ def stock_class(pipe: DiffusionPipeline) -> type:
 
 def _call_of(stock: type) -> Callable[..., Any]:
     signature = inspect.signature(stock.__call__)
-    last = inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=None)
+    added = {"seed": None, "teacher_refine": None}
+    if _starts_from_strength(stock):
+        added["strength_rule"] = DEFAULT_START_RULE
     parameters = list(signature.parameters.values())
     has_rest = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
-    parameters.insert(len(parameters) - has_rest, last)
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    extra = [inspect.Parameter(name, keyword_only, default=added[name]) for name in added]
+    at = len(parameters) - has_rest
+    parameters[at:at] = extra
 
     @functools.wraps(stock.__call__)
-    def __call__(self: Any, *args: Any, seed: Any = None, **kwargs: Any) -> Any:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ours = {name: kwargs.pop(name, default) for name, default in added.items()}
         bound = signature.bind(self, *args, **kwargs).arguments
         bound.pop("self")
         rest = bound.pop(parameters[-1].name, {}) if has_rest else {}
-        return self._sample(stock.__call__, {**bound, **rest}, seed)
+        self._strength_rule = ours.get("strength_rule", DEFAULT_START_RULE)
+        try:
+            return self._sample(
+                stock.__call__, {**bound, **rest}, ours["seed"], ours["teacher_refine"]
+            )
+        finally:
+            del self._strength_rule
 
     vars(__call__)["__signature__"] = signature.replace(parameters=parameters)
     return __call__
+
+
+def _starts_from_strength(stock: Any) -> bool:
+    own = getattr(stock, "get_timesteps", None)
+    return own is not None and "strength" in inspect.signature(own).parameters
 
 
 def _prepare_latents_of(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,7 +100,7 @@ def _prepare_latents_of(stock: Callable[..., Any]) -> Callable[..., Any]:
         values = call.arguments
         dtype, is_ours = values.get("dtype"), values.get("latents") is None
         if "image" in signature.parameters or not isinstance(dtype, torch.dtype) or not is_ours:
-            return stock(*call.args, **call.kwargs)
+            return _scale_whole_noise(self, values, stock(*call.args, **call.kwargs))
         values["dtype"] = torch.float32
         _shrink_to_first_size(self, values)
         made = stock(*call.args, **call.kwargs)
@@ -94,6 +112,15 @@ def _prepare_latents_of(stock: Callable[..., Any]) -> Callable[..., Any]:
         return ((scale * latents).to(dtype), *(_cast(other, dtype) for other in others))
 
     return prepare_latents
+
+
+def _scale_whole_noise(pipe: Any, values: dict[str, Any], made: Any) -> Any:
+    """Inpainting at strength 1 begins with noise alone, which flow pipelines leave unscaled."""
+    is_whole = values.get("is_strength_max", False) and values.get("latents") is None
+    if not is_whole or not pipe.scheduler.is_flow:
+        return made
+    latents, *others = made
+    return (pipe.scheduler.init_noise_sigma * latents, *others)
 
 
 def _shrink_to_first_size(pipe: Any, values: dict[str, Any]) -> None:
@@ -113,38 +140,47 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _get_timesteps_of(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Image to image: start on the trained grid by noise level (`image_to_image`)."""
+    """Image to image: start on the trained grid by noise level (`start_rules`)."""
     signature = inspect.signature(stock)
     if "strength" not in signature.parameters:
         return stock
 
     @functools.wraps(stock)
-    def get_timesteps(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
+    def get_timesteps(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         values = signature.bind(self, *args, **kwargs).arguments
         if values.get("denoising_start") is not None:  # SDXL base + refiner: not a strength
             return stock(self, *args, **kwargs)
-        start = start_index(self.scheduler, values["strength"])
-        self.scheduler.set_begin_index(start)
-        timesteps = self.scheduler.timesteps[start:]
-        return timesteps, len(timesteps)
+        timesteps = begin(self.scheduler, values["strength"], self._strength_rule)
+        count = len(self.scheduler.plan) - self.scheduler.begin_index
+        if "sigmas" in values:  # LTX also wants to know the noise of its first sample
+            return self.scheduler.sigmas[-count - 1 :], timesteps, count
+        return timesteps, count
 
     return get_timesteps
 
 
 def _pack_latents_of(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """FLUX and Qwen-Image reorder latents; fresh noise must be reordered the same way."""
-    if list(inspect.signature(stock).parameters) != PACKING:
-        return staticmethod(stock)  # another kind of packing (LTX): fresh noise is drawn packed
+    """FLUX, Qwen-Image, LTX and others reorder latents; fresh noise must be reordered likewise.
+
+    Some classes have it as a method (Krea 2), most as a static one, and what follows the latents
+    differs; only a batch size among it changes with the noise.
+    """
+    signature = inspect.signature(stock)
+    is_method = next(iter(signature.parameters)) == "self"
 
     @functools.wraps(stock)
-    def _pack_latents(
-        self: Any, latents: Tensor, batch_size: int, channels: int, height: int, width: int
-    ) -> Tensor:
-        def pack(noise: Tensor) -> Tensor:
-            return stock(noise, len(noise), channels, height, width)
+    def _pack_latents(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        call = signature.bind(*((self, *args) if is_method else args), **kwargs)
 
-        packed = stock(latents, batch_size, channels, height, width)
-        layout = NoiseLayout((channels, height, width), pack)
+        def pack(latents: Tensor) -> Tensor:
+            values = {**call.arguments, "latents": latents}
+            if "batch_size" in values:
+                values["batch_size"] = len(latents)
+            return stock(**values)
+
+        latents = call.arguments["latents"]
+        packed = pack(latents)
+        layout = NoiseLayout(tuple(latents.shape[1:]), pack)
         self.scheduler.add_noise_layout(tuple(packed.shape[1:]), layout)
         return packed
 

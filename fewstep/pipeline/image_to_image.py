@@ -1,25 +1,32 @@
-"""Where image-to-image starts on a trained grid: by noise level, always with a step to take."""
+"""Image to image on a scheduler: its grid from the start that a strength means (`start_rules`)."""
 
-from fewstep.errors import PipelineError
+from torch import Tensor
+
 from fewstep.schedulers import FewStepScheduler
+from fewstep.start_rules import snap_start, start_rule
 
 
 def start_index(scheduler: FewStepScheduler, strength: float) -> int:
-    """The step of the grid whose noise is nearest to a strength.
+    """The step of the grid whose noise is nearest to a strength; see `snap_start`."""
+    return snap_start(scheduler.recipe, scheduler.plan, strength).index
 
-    Strength s means the noise at the fraction s of the schedule's time (for flow: sigma = s).
-    Only trained timesteps are used, so few strengths are told apart; stock pipelines instead drop
-    a share of the steps, which at low strengths leaves none and returns the input unchanged.
+
+def begin(scheduler: FewStepScheduler, strength: float, rule_name: str) -> Tensor:
+    """Set a scheduler to the start that a strength means.
 
     Args:
-        scheduler: Gives the grid in use.
-        strength: 0 to 1; of two equally near levels the noisier is taken.
+        scheduler: Holds a whole grid; holds the plan of this start afterwards.
+        strength: 0 to 1.
+        rule_name: "snap" or "insert".
+
+    Returns:
+        The timesteps to run, on the device of the scheduler's own.
 
     Raises:
-        PipelineError: The strength is not between 0 and 1.
+        PipelineError: The rule is unknown or does not go with this strength or recipe.
     """
-    if not 0.0 <= strength <= 1.0:
-        raise PipelineError(f"strength must be 0 to 1, got {strength:g}")
-    wanted = strength * scheduler.recipe.base.schedule.num_train_timesteps
-    levels = scheduler.levels[:-1]
-    return min(range(len(levels)), key=lambda i: (abs(levels[i].timestep - wanted), i))
+    start = start_rule(rule_name)(scheduler.recipe, scheduler.plan, strength)
+    if start.plan is not scheduler.plan:
+        scheduler.install_plan(start.plan, scheduler.timesteps.device)
+    scheduler.set_begin_index(start.index)
+    return scheduler.timesteps[start.index :]

@@ -5,8 +5,10 @@ import warnings
 from diffusers import ConfigMixin, DiffusionPipeline
 
 from fewstep.errors import PipelineError
+from fewstep.pipeline.experts.networks import check_networks
 from fewstep.pipeline.families import check_family
 from fewstep.pipeline.guidance import call_parameters, rule_of, translate_guidance
+from fewstep.pipeline.recipe_fit import check_recipe_fits
 from fewstep.recipe import FewStepRecipe
 
 USER = 4
@@ -17,7 +19,8 @@ def check_suitable(pipe: DiffusionPipeline, recipe: FewStepRecipe) -> None:
     """Refuse what could only give wrong pictures; warn where the table had to guess.
 
     Raises:
-        PipelineError: Wrong family, no scheduler, phase experts, or guidance it cannot do.
+        PipelineError: Wrong family, no scheduler, other networks than its experts have, or
+            guidance it cannot do.
     """
     stock = type(pipe)
     check_family(stock.__name__, recipe.base.family)
@@ -26,11 +29,8 @@ def check_suitable(pipe: DiffusionPipeline, recipe: FewStepRecipe) -> None:
             f"{stock.__name__} has no scheduler component that a recipe could replace; "
             "use one of its single-stage pipelines"
         )
-    if recipe.experts:
-        raise PipelineError(
-            "this recipe switches adapters between noise levels (experts), which FewStepPipeline "
-            "cannot do; use a recipe with one adapter"
-        )
+    check_networks(pipe, recipe)
+    check_recipe_fits(stock.__name__, recipe)
     arguments = translate_guidance(stock, recipe.guidance)
     unet = pipe.components.get("unet")
     if recipe.guidance.mode == "embedded" and isinstance(unet, ConfigMixin):

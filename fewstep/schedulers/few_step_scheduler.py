@@ -5,6 +5,7 @@ making; stock schedulers re-shift or re-derive them, differently in every releas
 their number counts. The arithmetic is `fewstep.sampling`; nothing of it is repeated.
 """
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -176,7 +177,19 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         for given in (sigmas, timesteps):
             if count is None and given is not None:
                 count = len(given)
-        self._plan = plan_steps(self.recipe, count, mu=mu)
+        self._is_unshifted = self.recipe.resolution_shift is not None and mu is None
+        self.install_plan(plan_steps(self.recipe, count, mu=mu), device)
+
+    def install_plan(
+        self, plan: tuple[PlannedStep, ...], device: str | torch.device | None = None
+    ) -> None:
+        """Take these steps in place of the grid's (image to image begins with one of its own).
+
+        Args:
+            plan: One or more planned steps, each starting where the one before ends.
+            device: As in `set_timesteps`.
+        """
+        self._plan = plan
         self._levels = (*(p.level for p in self._plan), self._plan[-1].following)
         self.num_inference_steps = len(self._plan)
         # SANA-Sprint alone drops the last timestep itself.
@@ -209,6 +222,18 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
                 "pass the timesteps of the scheduler"
             )
         return index
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FewStepScheduler":
+        # LTX-2 copies its scheduler for the audio inside a call: the copy draws from the same
+        # generators (they cannot be copied) and shares the hooks, whose owner may be a model.
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        shared = {id(self._generator), id(self.refine_x0)}
+        if id(getattr(self.before_call, "__self__", None)) not in memo:
+            shared.add(id(self.before_call))
+        for name, value in vars(self).items():
+            vars(twin)[name] = value if id(value) in shared else copy.deepcopy(value, memo)
+        return twin
 
     @contextmanager
     def bound(self, generator: Generators) -> Iterator[None]:
@@ -248,6 +273,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         generator: Generators = None,
         *,
         return_dict: Literal[False],
+        per_token_timesteps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
@@ -258,6 +284,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         generator: Generators = None,
         return_dict: Literal[True] = True,
+        per_token_timesteps: Tensor | None = None,
     ) -> FewStepSchedulerOutput: ...
 
     def step(
@@ -267,6 +294,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         generator: Generators = None,
         return_dict: bool = True,
+        per_token_timesteps: Tensor | None = None,
     ) -> FewStepSchedulerOutput | tuple[Tensor, Tensor]:
         """One step of the grid; the arithmetic is float32 (float64 for float64 samples).
 
@@ -279,6 +307,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             sample: The noisy sample. Shape (B, ...), any float dtype.
             generator: Wins over `bound`; only looked at by steps that add noise.
             return_dict: False gives (prev_sample, pred_original_sample).
+            per_token_timesteps: Passed by LTX's conditioned pipelines, whose output is then the
+                velocity negated. Its values are not looked at: those pipelines keep the tokens
+                that are at another time than the grid's.
 
         Raises:
             PipelineError: Called more often than the grid has steps.
@@ -289,6 +320,13 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
                 f"the network gave shape {tuple(model_output.shape)} for a sample of "
                 f"{tuple(sample.shape)}; wanted equal shapes (drop a learned variance first)"
             )
+        if self._is_unshifted:
+            raise PipelineError(
+                "this recipe's grid depends on the image size, but the pipeline passed no mu; use "
+                "a pipeline class that computes one, or pass mu to set_timesteps"
+            )
+        if per_token_timesteps is not None:
+            model_output = -model_output
         index = self._next_index(timestep)
         planned = self._plan[index]
         dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
@@ -301,7 +339,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             wide = x0 = self._ladder.climb(x0, planned)  # re-noised: the old sample has no weight
         noise = None
         if planned.needs_noise:
-            noise = self._draw(wide, generator if generator is not None else self._generator)
+            noise = self.draw_noise(wide, generator if generator is not None else self._generator)
         moved = advance(planned, wide, x0, noise, self._previous)
         self._previous = before
         self._step_index = index + 1
@@ -365,7 +403,13 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         if self.before_call is not None and index < len(self._plan):
             self.before_call(self._plan[index])
 
-    def _draw(self, sample: Tensor, generator: Generators) -> Tensor:
+    def draw_noise(self, sample: Tensor, generator: Generators) -> Tensor:
+        """Standard normals for a sample in the pipeline's layout, drawn image-shaped.
+
+        Args:
+            sample: Shape (B, ...); only its shape and device are looked at.
+            generator: One for the batch, or one per image.
+        """
         batch, *shape = sample.shape
         layout = self._layouts.get(tuple(shape))
         if layout is None:

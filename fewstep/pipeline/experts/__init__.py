@@ -1,1 +1,1 @@
-"""Phase experts: which adapter serves which steps, switched by the scheduler."""
+"""Phase experts: adapters that take turns between noise levels, and how they are switched."""

@@ -1,0 +1,228 @@
+"""Which adapter files there are, and which expert of the recipe each is for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.adapters import AdapterHeader
+from fewstep.adapters.expert_tags import HIGH, LOW, expert_tag
+from fewstep.adapters.opening import open_adapter
+from fewstep.errors import AdapterError, PipelineError
+from fewstep.model_files import AdapterFile, find_adapter
+from fewstep.pipeline.experts.tags import experts_in
+from fewstep.recipe import FewStepRecipe
+
+AdapterSource = str | Path | Mapping[str, str | Path]
+"""One file, folder or hub name; or several, by the name of their expert."""
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """One adapter file.
+
+    Attributes:
+        file: Where it lies.
+        header: What it says of itself.
+        label: The expert it was passed for; None where only the file can tell.
+    """
+
+    file: AdapterFile
+    header: AdapterHeader
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AssignedFile:
+    """A file and what it is for.
+
+    Attributes:
+        header: The file.
+        expert: Index of the recipe's expert; None without experts.
+        name: The expert's name.
+        component: The denoiser it changes; None means the pipeline's own.
+    """
+
+    header: AdapterHeader
+    expert: int | None = None
+    name: str | None = None
+    component: str | None = None
+
+
+def find_files(
+    adapter: AdapterSource, hub_options: Mapping[str, Any] | None = None
+) -> tuple[FoundFile, ...]:
+    """Every adapter file that a user's `adapter=` names, their headers read.
+
+    Args:
+        adapter: A file, a folder or a hub name as `find_adapter` takes it, but with one or more
+            files; "owner/name/folder" is a folder of a hub repository; or a mapping from expert
+            names to those.
+        hub_options: As `find_adapter`.
+
+    Raises:
+        AdapterError: Something named is not there, or a file is damaged.
+    """
+    hub = dict(hub_options or {})
+    if isinstance(adapter, Mapping):
+        if not adapter:
+            raise AdapterError("adapter is an empty mapping; give expert names and their files")
+        return tuple(_found(find_adapter(path, hub), name) for name, path in adapter.items())
+    folder = Path(adapter).expanduser()
+    if folder.is_dir():
+        paths = sorted(folder.glob(f"*{SUFFIX}"))
+        if len(paths) > 1:
+            return tuple(_found(find_adapter(path)) for path in paths)
+    names = [] if folder.exists() else _files_of_repository(str(adapter), hub)
+    if len(names) > 1:
+        _check_is_pair(str(adapter), names)  # before anything is downloaded
+        return tuple(_found(find_adapter(name, hub)) for name in names)
+    return (_found(find_adapter(names[0] if names else adapter, hub)),)
+
+
+def recipe_file(files: Sequence[FoundFile]) -> FoundFile:
+    """The file that speaks for all: the first that carries a recipe, else the first.
+
+    Raises:
+        AdapterError: Two files carry recipes that differ.
+        RecipeError: A file carries one that is not valid.
+    """
+    carriers = [(found, found.header.recipe()) for found in files]
+    carriers = [(found, recipe) for found, recipe in carriers if recipe is not None]
+    for found, recipe in carriers[1:]:
+        if recipe != carriers[0][1]:
+            raise AdapterError(
+                f"{carriers[0][0].header.path} and {found.header.path} carry different recipes; "
+                "name the files that belong together"
+            )
+    return carriers[0][0] if carriers else files[0]
+
+
+def assign_files(recipe: FewStepRecipe, files: Sequence[FoundFile]) -> tuple[AssignedFile, ...]:
+    """Each file's expert, in the order of the recipe.
+
+    A file is for the expert it was passed for, else for the one its metadata, its modules'
+    component or its name says; a file with modules for several networks serves all of them.
+
+    Raises:
+        AdapterError: An expert has no file or two, or a file cannot be placed.
+    """
+    if not recipe.experts:
+        return (AssignedFile(_only(files).header),)
+    names = [expert.adapter for expert in recipe.experts]
+    for name in names:
+        if names.count(name) > 1:
+            raise AdapterError(
+                f"two experts of this recipe are called {name!r}; give each a name of its own"
+            )
+    chosen: dict[int, FoundFile] = {}
+    for found in files:
+        for index in _experts_of(recipe, found):
+            if index in chosen:
+                raise AdapterError(
+                    f"{chosen[index].header.path} and {found.header.path} are both for expert "
+                    f"{recipe.experts[index].adapter!r}; "
+                    'pass adapter={"' + recipe.experts[index].adapter + '": path, ...}'
+                )
+            chosen[index] = found
+    missing = [e.adapter for i, e in enumerate(recipe.experts) if i not in chosen]
+    if missing:
+        raise AdapterError(
+            f"no file for expert {missing[0]!r} among "
+            f"{', '.join(found.header.path.name for found in files)}; "
+            'pass adapter={"' + missing[0] + '": path, ...}'
+        )
+    return tuple(
+        AssignedFile(chosen[i].header, i, expert.adapter, expert.component)
+        for i, expert in enumerate(recipe.experts)
+    )
+
+
+def check_no_file_is_needed(recipe: FewStepRecipe) -> None:
+    """Refuse to sample experts of one network without their files.
+
+    Experts with a network each may already be merged into them.
+
+    Raises:
+        PipelineError: They share a network.
+    """
+    components = [expert.component for expert in recipe.experts]
+    if len(set(components)) < len(components):
+        names = " and ".join(repr(expert.adapter) for expert in recipe.experts)
+        raise PipelineError(
+            f"this recipe needs the adapters of its experts {names}; pass adapter= with a folder "
+            "that has them, or a mapping from these names to files"
+        )
+
+
+def _found(file: AdapterFile, label: str | None = None) -> FoundFile:
+    return FoundFile(file, open_adapter(file.path), label)
+
+
+def _only(files: Sequence[FoundFile]) -> FoundFile:
+    if len(files) == 1 and files[0].label is None:
+        return files[0]
+    if len(files) == 1 or files[0].label is not None:
+        raise AdapterError(
+            f"adapter names {', '.join(repr(found.label) for found in files)}, but this recipe has "
+            "no experts; pass one file"
+        )
+    names = [found.header.path.name for found in files]
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    raise AdapterError(
+        f"{files[0].header.path.parent}: {len(names)} .safetensors files here ({shown}), but this "
+        "recipe has no experts; name the one you mean"
+    )
+
+
+def _experts_of(recipe: FewStepRecipe, found: FoundFile) -> Sequence[int]:
+    names = [expert.adapter for expert in recipe.experts]
+    if found.label is not None:
+        if found.label not in names:
+            raise AdapterError(
+                f"adapter names expert {found.label!r}, but this recipe's experts are "
+                f"{', '.join(map(repr, names))}"
+            )
+        return [names.index(found.label)]
+    return experts_in(recipe, found.header)
+
+
+def _files_of_repository(name: str, hub: dict[str, Any]) -> list[str]:
+    """Names of a hub repository's adapter files, or of those in one of its folders."""
+    parts = name.split("/")
+    if name.endswith(SUFFIX) or len(parts) < 2 or "\\" in name or "" in parts or "." in parts:
+        return []
+    repository, folder = "/".join(parts[:2]), "/".join(parts[2:])
+    known = _listed(repository, hub)
+    prefix = f"{folder}/" if folder else ""
+    return [
+        f"{repository}/{file}"
+        for file in sorted(known)
+        if file.startswith(prefix) and file.endswith(SUFFIX) and "/" not in file[len(prefix) :]
+    ]
+
+
+def _check_is_pair(where: str, names: Sequence[str]) -> None:
+    hints = [expert_tag(AdapterHeader(Path(name), 0, {}, {})) for name in names]
+    if len(names) == 2 and {None if hint is None else hint.name for hint in hints} == {HIGH, LOW}:
+        return
+    files = [name.rpartition("/")[2] for name in names]
+    shown = ", ".join(files[:8]) + (", ..." if len(files) > 8 else "")
+    raise AdapterError(
+        f"{where}: {len(files)} .safetensors files there ({shown}); name the one you mean, or pass "
+        "a mapping from expert names to files"
+    )
+
+
+def _listed(repository: str, hub: Mapping[str, Any]) -> list[str]:
+    from huggingface_hub import list_repo_files, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        if hub.get("local_files_only"):
+            folder = Path(snapshot_download(repository, **hub))
+            return [path.relative_to(folder).as_posix() for path in folder.rglob(f"*{SUFFIX}")]
+        return list_repo_files(repository, revision=hub.get("revision"), token=hub.get("token"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError):
+        return []  # `find_adapter` says what is wrong

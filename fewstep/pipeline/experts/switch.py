@@ -1,0 +1,137 @@
+"""What carries a pipeline's few-step adapters, and changes them when the next call wants another.
+
+The scheduler says which step comes next (`before_call`), so this works in every pipeline that
+has a scheduler, with or without callbacks, and in image to image that starts in a later phase.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+
+from diffusers import DiffusionPipeline
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from fewstep.errors import PipelineError
+from fewstep.pipeline.attached_adapter import AdapterWeights, AttachedAdapter
+from fewstep.pipeline.lora_layers import plain_model
+from fewstep.trajectory import PlannedStep
+
+DISABLED = (
+    "LoRA layers are disabled (disable_lora), the few-step adapter with them; call enable_lora(), "
+    "or unwrap() the pipeline to sample without it"
+)
+
+
+class ExpertSwitch(ABC):
+    """The few-step adapters of one pipeline: one, or several experts that take turns.
+
+    Where each expert has a network of its own (Wan 2.2) the pipeline chooses between networks, and
+    there is nothing to switch; where several share one network, `before_call` switches.
+    """
+
+    @property
+    @abstractmethod
+    def adapters(self) -> tuple[AttachedAdapter, ...]:
+        """What is on, in the order of the recipe's experts."""
+
+    @property
+    @abstractmethod
+    def is_permanent(self) -> bool:
+        """Whether `fuse` made the adapters part of the weights."""
+
+    @abstractmethod
+    def before_call(self, planned: PlannedStep) -> None:
+        """Make the expert of this step the active one; nothing to do if it already is."""
+
+    @abstractmethod
+    def prepare(self, pipe: DiffusionPipeline) -> str | None:
+        """Before an image: see that the adapters are still on, and turn them on if not.
+
+        Returns:
+            A sentence for the user if something had to be put right.
+
+        Raises:
+            PipelineError: They are gone, or were merged where they must be switched.
+        """
+
+    @abstractmethod
+    def fuse(self, pipe: DiffusionPipeline) -> None:
+        """Make the adapters part of the weights, for good.
+
+        Raises:
+            PipelineError: Several experts share one network; weights can hold one of them.
+        """
+
+    @abstractmethod
+    def remove(self, pipe: DiffusionPipeline) -> None:
+        """Give the pipeline its weights back, exactly."""
+
+
+def experts_by_component(adapters: Sequence[AdapterWeights]) -> dict[str, list[int]]:
+    """Component -> positions of its adapters."""
+    found: dict[str, list[int]] = {}
+    for index, adapter in enumerate(adapters):
+        found.setdefault(adapter.attached.component, []).append(index)
+    return found
+
+
+def models_of(
+    pipe: DiffusionPipeline, adapters: Sequence[AdapterWeights]
+) -> Mapping[str, nn.Module]:
+    """Component -> model of everything these adapters change."""
+    names = {name for adapter in adapters for name in adapter.parts}
+    models = {name: plain_model(pipe.components[name]) for name in sorted(names)}
+    return {name: model for name, model in models.items() if model is not None}
+
+
+def check_same_models(pipe: DiffusionPipeline, models: Mapping[str, nn.Module]) -> None:
+    """Refuse a pipeline whose models were exchanged after wrapping.
+
+    Raises:
+        PipelineError: One was.
+    """
+    for name, model in models.items():
+        if plain_model(pipe.components.get(name)) is not model:
+            raise PipelineError(
+                f"{name} was replaced after the few-step adapter was attached to it; unwrap() the "
+                "pipeline before replacing it, then wrap it again"
+            )
+
+
+def check_not_merged(layers: Iterable[LoraLayer], component: str) -> None:
+    """Refuse layers that `fuse_lora` merged: they ignore which adapter is active.
+
+    Raises:
+        PipelineError: One is merged.
+    """
+    if any(layer.merged for layer in layers):
+        raise PipelineError(
+            f"fuse_lora() merged the LoRAs of {component}, so its experts can no longer take "
+            "turns; call unfuse_lora() first"
+        )
+
+
+def check_one_per_network(adapters: Sequence[AttachedAdapter]) -> None:
+    """Refuse to fuse or save several experts in one network.
+
+    Raises:
+        PipelineError: Two share a component.
+    """
+    seen: dict[str, str] = {}
+    for adapter in adapters:
+        if adapter.component in seen:
+            raise PipelineError(
+                f"{seen[adapter.component]} and {adapter.name} share {adapter.component}, whose "
+                'weights can hold one of them; leave them switched (experts="fused" merges each '
+                "into weights of its own), or unwrap() to save the base"
+            )
+        seen[adapter.component] = adapter.name
+
+
+def was_off(names: Iterable[str]) -> str:
+    """What to tell a user whose call would have run without the few-step adapter."""
+    return (
+        f"the few-step adapter ({', '.join(names)}) had been switched off: loading a LoRA, or "
+        "set_adapters, leaves on only what it names; it is on again beside the others (name it in "
+        "set_adapters, with weight 0 if you want to do without)"
+    )

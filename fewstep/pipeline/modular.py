@@ -1,0 +1,215 @@
+"""Few-step sampling in diffusers' modular pipelines (0.42: SDXL, FLUX, Qwen-Image, Wan, ...).
+
+    pipe = ModularPipeline.from_pretrained(repo); pipe.load_components()
+    pipe = FewStepModularPipeline.wrap(pipe, adapter="adapter.safetensors")
+    image = pipe(prompt="a handwritten seven", seed=1, output="images")[0]
+
+The pipeline stays what it was, blocks and components included; its scheduler and its guider follow
+the recipe. What a modular pipeline leaves no place for is refused in a sentence: a first noise
+that must be scaled (its blocks draw it), growing samples, inserted strengths.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import ClassifierFreeGuidance, ModularPipeline
+
+from fewstep.errors import PipelineError
+from fewstep.pipeline.call_arguments import refuse_own_grid, seeded_generators
+from fewstep.pipeline.config_recipes import recipe_of_pipeline
+from fewstep.pipeline.experts.files import AdapterSource, find_files
+from fewstep.pipeline.experts.policies import POLICIES, check_policy
+from fewstep.pipeline.experts.switch import ExpertSwitch
+from fewstep.pipeline.families import check_family
+from fewstep.pipeline.wrapping import read_all, resolve
+from fewstep.recipe import FewStepRecipe
+from fewstep.recipe_resolution import ResolvedRecipe
+from fewstep.schedulers import FewStepScheduler
+from fewstep.start_rules import snap_start
+
+NEGATIVES = {
+    "negative_prompt_embeds": "prompt_embeds",
+    "negative_prompt_embeds_mask": "prompt_embeds_mask",
+    "negative_pooled_prompt_embeds": "pooled_prompt_embeds",
+}
+"""Inputs some blocks demand although nothing reads them without guidance."""
+
+
+class FewStepModularPipeline(ModularPipeline):
+    """A modular pipeline under a recipe; made by `wrap`, never directly."""
+
+    _fewstep: ResolvedRecipe
+    _fewstep_before: dict[str, Any]
+    _fewstep_experts: ExpertSwitch | None
+    _fewstep_steps: int
+
+    @staticmethod
+    def wrap(
+        pipe: ModularPipeline,
+        *,
+        recipe: FewStepRecipe | str | Path | None = None,
+        adapter: AdapterSource | None = None,
+        steps: int | None = None,
+        adapter_scale: float | None = None,
+        experts: str = "adapters",
+    ) -> "FewStepModularPipeline":
+        """Put a modular pipeline, its components loaded, under a recipe, in place.
+
+        Args: As `FewStepPipeline.wrap`.
+
+        Raises:
+            PipelineError: The recipe is for another kind of model, or needs what blocks cannot do.
+            AdapterError: The adapter does not fit.
+            RecipeNotFoundError: Nothing says how to sample.
+        """
+        if isinstance(pipe, FewStepModularPipeline):
+            raise PipelineError("this pipeline is already wrapped; unwrap() it first")
+        files = () if adapter is None else find_files(adapter)
+        resolved = resolve(recipe, files, None, None, recipe_of_pipeline(pipe))
+        found = resolved.recipe
+        policy = check_policy(experts)
+        num_steps = found.grid(steps).num_steps
+        check_family(type(pipe).__name__, found.base.family)
+        _check_blocks_can(pipe, found)
+        scheduler, switch = FewStepScheduler(found), None
+        if files:
+            scale = found.lora.scale if adapter_scale is None else adapter_scale
+            like: Any = pipe  # it has the components that a classic pipeline has
+            switch = POLICIES[policy](like, read_all(like, found, files, scale))
+            scheduler.before_call = switch.before_call if found.experts else None
+        elif adapter_scale is not None:
+            raise PipelineError("adapter_scale was passed without an adapter; pass adapter= too")
+        changed = {"scheduler": scheduler, **_guider(pipe, found)}
+        wrapped: Any = pipe
+        wrapped._fewstep_before = {name: pipe.components[name] for name in changed}
+        wrapped._fewstep, wrapped._fewstep_experts = resolved, switch
+        wrapped._fewstep_steps = num_steps
+        pipe.update_components(**changed)
+        wrapped.__class__ = _few_step_modular_class(type(pipe))
+        return wrapped
+
+    def unwrap(self) -> ModularPipeline:
+        """Give the modular pipeline back, in place: class, scheduler, guider, adapter removed."""
+        if self._fewstep_experts is not None:
+            like: Any = self
+            self._fewstep_experts.remove(like)
+        self.update_components(**self._fewstep_before)
+        for name in ("_fewstep", "_fewstep_before", "_fewstep_experts", "_fewstep_steps"):
+            delattr(self, name)
+        self.__class__ = type(self).__mro__[2]
+        return self
+
+    @property
+    def recipe(self) -> FewStepRecipe:
+        """The recipe in force."""
+        return self._fewstep.recipe
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        state: Any = None,
+        output: str | list[str] | None = None,
+        *,
+        seed: int | Sequence[int] | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """The modular call, with steps, guidance and strength of the recipe, and `seed`.
+
+        Raises:
+            PipelineError: A grid of the caller's own, or seed and generator together.
+            RecipeError: The model was not made for the step count asked for.
+        """
+        scheduler = self.components["scheduler"]
+        if not isinstance(scheduler, FewStepScheduler):
+            raise PipelineError(
+                f"the scheduler was replaced by {type(scheduler).__name__}, which does not know "
+                "the recipe; unwrap() the pipeline to sample it freely"
+            )
+        known = set(self.blocks.input_names)
+        arguments = _fill(self.recipe, self._fewstep_steps, known, inputs, seed)
+        scheduler.set_timesteps(arguments["num_inference_steps"])
+        if "strength" in arguments:
+            arguments["strength"] = _stock_strength(scheduler, arguments["strength"])
+        with scheduler.bound(arguments.get("generator")):
+            return super().__call__(state, output, **arguments)
+
+
+@functools.cache
+def _few_step_modular_class(stock: type) -> type:
+    names = {"__module__": stock.__module__, "__qualname__": stock.__qualname__}
+    return type(stock.__name__, (FewStepModularPipeline, stock), names)
+
+
+def _check_blocks_can(pipe: ModularPipeline, recipe: FewStepRecipe) -> None:
+    name = type(pipe).__name__
+    if "scheduler" not in pipe.components:
+        raise PipelineError(f"{name} has no scheduler component; add a denoising block to it first")
+    if any(size != 1.0 for grid in recipe.grids for size in grid.sizes):
+        raise PipelineError(
+            f"this recipe's samples grow from step to step, which {name} cannot do; wrap the "
+            "classic pipeline with FewStepPipeline"
+        )
+    is_flow = recipe.base.schedule.kind == "flow"
+    starts = [grid.sigmas[0] for grid in recipe.grids]
+    if is_flow and recipe.sampler.first_noise == "scaled" and min(starts) < 1.0:
+        raise PipelineError(
+            f"this recipe begins at sigma {min(starts):g}, but {name}'s blocks draw noise of "
+            "deviation 1; wrap the classic pipeline with FewStepPipeline"
+        )
+
+
+def _guider(pipe: ModularPipeline, recipe: FewStepRecipe) -> dict[str, Any]:
+    """The guider component that guides as the recipe says, where the pipeline has one."""
+    guidance = recipe.guidance
+    is_on = guidance.mode in ("cfg", "true_cfg")
+    if guidance.mode == "embedded" and "guidance_scale" not in pipe.blocks.input_names:
+        raise _no_place_for(pipe, "'embedded'", "an input for the scale")
+    if "guider" in pipe.components:
+        return {"guider": ClassifierFreeGuidance(guidance_scale=guidance.scale, enabled=is_on)}
+    if is_on:
+        raise _no_place_for(pipe, repr(guidance.mode), "a guider")
+    return {}
+
+
+def _no_place_for(pipe: ModularPipeline, mode: str, what: str) -> PipelineError:
+    return PipelineError(
+        f"this recipe's guidance is {mode}, but {type(pipe).__name__} has not {what}; "
+        "wrap the classic pipeline with FewStepPipeline"
+    )
+
+
+def _fill(
+    recipe: FewStepRecipe,
+    num_steps: int,
+    known: set[str],
+    inputs: dict[str, Any],
+    seed: int | Sequence[int] | None,
+) -> dict[str, Any]:
+    refuse_own_grid(inputs)
+    arguments = dict(inputs)
+    count = arguments.get("num_inference_steps")
+    arguments["num_inference_steps"] = recipe.grid(num_steps if count is None else count).num_steps
+    if "guidance_scale" in known and recipe.guidance.mode in ("none", "embedded"):
+        arguments.setdefault("guidance_scale", recipe.guidance.scale)
+    if recipe.guidance.mode in ("none", "embedded"):
+        for negative, positive in NEGATIVES.items():
+            if negative in known and arguments.get(positive) is not None:
+                arguments.setdefault(negative, arguments[positive])
+    if seed is not None:
+        arguments["generator"] = seeded_generators(arguments, seed)
+    return arguments
+
+
+def _stock_strength(scheduler: FewStepScheduler, strength: float) -> float:
+    """The strength at which blocks that drop a share of the steps begin where ours would."""
+    index = snap_start(scheduler.recipe, scheduler.plan, strength).index
+    count = len(scheduler.plan)
+    share = (count - index) / count
+    # Blocks round in two ways, both down; check that this share is cut where it should be.
+    if int(count * share) != count - index or int(count - count * share) != index:
+        raise PipelineError(
+            f"strength {strength:g} cannot be told to a modular pipeline of {count} steps; "
+            "wrap the classic pipeline with FewStepPipeline"
+        )
+    return share

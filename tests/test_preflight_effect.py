@@ -1,0 +1,257 @@
+"""The effect probe: adapters without effect are errors, those with one cost one call, once."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from fewstep.errors import AdapterError, PipelineError
+from fewstep.pipeline import FewStepPipeline
+from fewstep.pipeline.effect_probe import check_effect, measure_effect, watch_effect
+from fewstep.pipeline.lora_layers import LoraWeights, lora_layers, merge_all, put_on
+from tests.tiny_pipelines import FLUX, PIXART, SD3, SD15, WAN22, Z_IMAGE, TinyFamily
+
+FAMILIES = pytest.mark.parametrize(
+    "family", [SD15, SD3, FLUX, PIXART, WAN22, Z_IMAGE], ids=lambda f: f.name
+)
+
+
+def with_adapter(
+    family: TinyFamily,
+    *,
+    strength: float = 0.5,
+    names: tuple[str, ...] = ("fewstep",),
+    component: str | None = None,
+) -> Any:
+    """A tiny pipeline with adapters of rank 2 on every to_q and to_v, active side by side."""
+    pipe: Any = FewStepPipeline.wrap(family.build(), recipe=family.recipe())
+    pipe.set_progress_bar_config(disable=True)
+    model = pipe.components[component or family.denoisers[0]]
+    shapes = {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(("to_q", "to_v"))
+    }
+    for seed, adapter in enumerate(names):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for module, (outer, inner) in shapes.items():
+            tensors[f"{module}.lora_A.weight"] = torch.randn(2, inner, generator=generator)
+            up = strength * torch.randn(outer, 2, generator=generator)
+            tensors[f"{module}.lora_B.weight"] = up
+        ranks, alphas = dict.fromkeys(shapes, 2), dict.fromkeys(shapes, 2.0)
+        put_on(model, adapter, LoraWeights(tensors, ranks, alphas))
+    return pipe
+
+
+def call(pipe: Any, family: TinyFamily) -> Tensor:
+    """One picture, as tensors or arrays."""
+    return pipe(**family.arguments(1), seed=0)[0]
+
+
+def layers(model: nn.Module) -> Iterator[Any]:
+    yield from lora_layers(model).values()
+
+
+def counted(model: Any) -> list[int]:
+    """Grows by one with every call of `forward`, whoever makes it."""
+    calls: list[int] = []
+    forward = model.forward
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return forward(*args, **kwargs)
+
+    model.forward = counting
+    return calls
+
+
+@FAMILIES
+def test_an_adapter_with_effect_passes_and_costs_one_call_once(family: TinyFamily) -> None:
+    pipe = with_adapter(family)
+    model = pipe.components[family.denoisers[0]]
+    calls = counted(model)
+    unprobed = call(pipe, family)
+    bare = len(calls)
+    watch = watch_effect(model)
+    assert torch.equal(call(pipe, family), unprobed)
+    assert len(calls) == 2 * bare + 1
+    assert [effect.adapters for effect in watch.effects] == [("fewstep",)]
+    assert watch.effects[0].relative > 1e-3
+    call(pipe, family)
+    assert len(calls) == 3 * bare + 1
+
+
+def test_the_effect_is_the_change_of_the_networks_own_output() -> None:
+    """Against the same call with peft's own switch."""
+    pipe = with_adapter(SD3)
+    arguments = {
+        "hidden_states": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)),
+        "encoder_hidden_states": torch.ones(1, 3, 16),
+        "pooled_projections": torch.ones(1, 16),
+        "timestep": torch.tensor([500.0]),
+    }
+    effect = measure_effect(pipe.transformer, keywords=arguments)
+    with torch.no_grad():
+        given = pipe.transformer(**arguments).sample
+        for layer in layers(pipe.transformer):
+            layer.enable_adapters(False)
+        without = pipe.transformer(**arguments).sample
+    assert effect.relative == pytest.approx(float((given - without).norm() / without.norm()))
+    check_effect(pipe.transformer, effect)
+
+
+def test_zero_matrices_have_no_effect() -> None:
+    pipe = with_adapter(SD3, strength=0.0)
+    watch_effect(pipe.transformer)
+    with pytest.raises(AdapterError) as caught:
+        call(pipe, SD3)
+    text = str(caught.value)
+    assert "the adapter has no effect: it changes the output of SD3Transformer2DModel by" in text
+    assert "2 layers, scale 1, LoRA in float32, on Linear with float32 weights" in text
+    assert "\n" not in text
+
+
+def test_scale_zero_has_no_effect_and_is_named() -> None:
+    pipe = with_adapter(SD15)
+    for layer in layers(pipe.unet):
+        layer.set_scale("fewstep", 0.0)
+    watch_effect(pipe.unet)
+    with pytest.raises(AdapterError, match="has no effect.*scale 0, LoRA in float32"):
+        call(pipe, SD15)
+
+
+class Deaf(nn.Linear):
+    """A quantised kind of layer whose LoRA wrapper computes the base weight only."""
+
+
+def test_layers_that_ignore_their_lora_have_no_effect() -> None:
+    """What a base layer of an unknown quantisation does: accept the adapter and skip it."""
+    pipe = with_adapter(SD3)
+    for layer in layers(pipe.transformer):
+        layer.base_layer.__class__ = Deaf
+        layer.forward = layer.base_layer.forward
+    watch_effect(pipe.transformer)
+    with pytest.raises(AdapterError, match="no effect.* on Deaf with float32 weights"):
+        call(pipe, SD3)
+
+
+def test_float8_weights_are_named() -> None:
+    pipe = with_adapter(SD3, strength=0.0)
+    for layer in layers(pipe.transformer):
+        base = layer.base_layer
+        compute = base.weight.data.clone()
+        base.weight = nn.Parameter(base.weight.to(torch.float8_e4m3fn), requires_grad=False)
+        base.forward = lambda x, w=compute, b=base: nn.functional.linear(x, w, b.bias)
+    watch_effect(pipe.transformer)
+    with pytest.raises(AdapterError, match="Linear with float8_e4m3fn weights.*quantis"):
+        call(pipe, SD3)
+
+
+def test_a_style_lora_stays_on_and_does_not_hide_a_dead_adapter() -> None:
+    pipe = with_adapter(SD3, names=("style", "fewstep"))
+    for layer in layers(pipe.transformer):
+        layer.set_scale("fewstep", 0.0)
+    before = [
+        (layer.active_adapters, layer.lora_A["style"].weight) for layer in layers(pipe.transformer)
+    ]
+    watch_effect(pipe.transformer)
+    with pytest.raises(AdapterError, match="has no effect"):
+        call(pipe, SD3)
+    after = [
+        (layer.active_adapters, layer.lora_A["style"].weight) for layer in layers(pipe.transformer)
+    ]
+    assert [names for names, _ in after] == [names for names, _ in before]
+    assert not any(weight.requires_grad for _, weight in after)
+
+
+def test_experts_are_checked_one_by_one_as_their_turn_comes() -> None:
+    pipe = with_adapter(SD3, names=("fewstep_high", "fewstep_low"))
+    model = pipe.transformer
+    for layer in layers(model):
+        layer.set_scale("fewstep_low", 0.0)
+
+    def activate(name: str) -> None:
+        for layer in layers(model):
+            layer.set_adapter(name, inference_mode=True)
+
+    activate("fewstep_high")
+    watch = watch_effect(model)
+    call(pipe, SD3)
+    assert watch.waiting == {"fewstep_low"}
+    call(pipe, SD3)
+    assert len(watch.effects) == 1
+    activate("fewstep_low")
+    with pytest.raises(AdapterError, match="has no effect"):
+        call(pipe, SD3)
+    assert not watch.waiting
+
+
+def test_both_networks_of_wan22_are_probed_by_themselves() -> None:
+    pipe = with_adapter(WAN22, component="transformer_2")
+    assert not watch_effect(pipe.transformer).waiting
+    assert watch_effect(pipe.transformer_2).waiting == {"fewstep"}
+
+
+def test_an_adapter_that_overflows_is_told_from_a_base_that_does() -> None:
+    pipe = with_adapter(SD3)
+    for layer in layers(pipe.transformer):
+        layer.set_scale("fewstep", math.inf)
+    watch_effect(pipe.transformer)
+    with pytest.raises(AdapterError, match="the adapter makes SD3Transformer2DModel give NaN"):
+        call(pipe, SD3)
+    pipe = with_adapter(SD3)
+    pipe.transformer.proj_out.bias.data.fill_(math.nan)
+    watch_effect(pipe.transformer)
+    with pytest.raises(PipelineError, match="even without the adapter"):
+        call(pipe, SD3)
+
+
+def test_a_fused_or_missing_adapter_cannot_be_probed() -> None:
+    pipe = with_adapter(SD3)
+    merge_all(pipe.transformer)
+    assert not any(isinstance(m, LoraLayer) for m in pipe.transformer.modules())
+    assert not watch_effect(pipe.transformer).waiting
+    with pytest.raises(PipelineError, match="before it is fused"):
+        measure_effect(
+            pipe.transformer,
+            (torch.zeros(1, 4, 8, 8), torch.zeros(1, 3, 16)),
+            {"pooled_projections": torch.zeros(1, 16), "timestep": torch.tensor([1.0])},
+        )
+
+
+def test_a_stopped_watch_and_a_training_step_measure_nothing() -> None:
+    pipe = with_adapter(SD3, strength=0.0)
+    watch = watch_effect(pipe.transformer)
+    watch.stop()
+    call(pipe, SD3)
+    watch = watch_effect(pipe.transformer)
+    with torch.enable_grad():
+        pipe.transformer(
+            hidden_states=torch.zeros(1, 4, 8, 8),
+            encoder_hidden_states=torch.zeros(1, 3, 16),
+            pooled_projections=torch.zeros(1, 16),
+            timestep=torch.tensor([1.0]),
+        )
+    assert watch.effects == []
+    assert watch.waiting == {"fewstep"}
+
+
+def test_offloaded_models_are_probed_where_they_run() -> None:
+    """accelerate moves weights inside `forward`; the second call goes through it too."""
+    accelerate = pytest.importorskip("accelerate")
+    pipe = with_adapter(SD3)
+    accelerate.cpu_offload(pipe.transformer, execution_device="cpu")
+    watch = watch_effect(pipe.transformer)
+    with torch.no_grad():
+        pipe.transformer(
+            hidden_states=torch.zeros(1, 4, 8, 8),
+            encoder_hidden_states=torch.zeros(1, 3, 16),
+            pooled_projections=torch.zeros(1, 16),
+            timestep=torch.tensor([1.0]),
+        )
+    assert watch.effects[0].relative > 1e-3
