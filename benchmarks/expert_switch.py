@@ -89,21 +89,29 @@ def measure_pictures(folder: Path, rank: int, repeats: int) -> dict[str, Any]:
 
 def measure_switches(folder: Path, rank: int, repeats: int) -> dict[str, Any]:
     """Way of switching -> milliseconds per switch."""
-    files = expert_files(sdxl_pipeline().unet, folder / "sdxl", "sdxl", "unet", rank)
+    expert_files(sdxl_pipeline().unet, folder / "sdxl", "sdxl", "unet", rank)
     found: dict[str, Any] = {}
     for policy in POLICIES:
-        pipe: Any = FewStepPipeline.wrap(sdxl_pipeline(), adapter=files[0].parent, experts=policy)
-        plan, switch = pipe.scheduler.plan, pipe.scheduler.before_call
-        found[policy] = per_switch(lambda i: switch(plan[3 * i]), repeats)
-        found[f"{policy}, before an image"] = per_switch(
+        found |= measure_policy(policy, folder / "sdxl", repeats)
+    return found
+
+
+def measure_policy(policy: str, folder: Path, repeats: int) -> dict[str, Any]:
+    """The same for one policy."""
+    pipe: Any = FewStepPipeline.wrap(sdxl_pipeline(), adapter=folder, experts=policy)
+    plan, switch = pipe.scheduler.plan, pipe.scheduler.before_call
+    found: dict[str, Any] = {
+        policy: per_switch(lambda i: switch(plan[3 * i]), repeats),
+        f"{policy}, before an image": per_switch(
             lambda i: pipe._fewstep.experts.prepare(pipe), repeats
+        ),
+    }
+    if policy == "adapters":
+        names = [adapter.name for adapter in pipe.adapters]
+        found["layers"] = len(layers_with(pipe.unet, names[0]))
+        found["set_adapters of diffusers"] = per_switch(
+            lambda i: pipe.set_adapters([names[i]]), repeats
         )
-        if policy == "adapters":
-            found["layers"] = len(layers_with(pipe.unet, "fewstep_high_noise"))
-            names = [adapter.name for adapter in pipe.adapters]
-            found["set_adapters of diffusers"] = per_switch(
-                lambda i: pipe.set_adapters([names[i]]), repeats
-            )
     return found
 
 

@@ -9,6 +9,7 @@ that was stopped goes on; `--table` only prints what is there. One core: about a
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fewstep.cli.bases import resolve_base
 from fewstep.digits.data import balanced_prompts
@@ -37,6 +40,8 @@ from fewstep.solvers.training_free import (
 )
 
 CALLS = (2, 4, 8)
+BATCH_SIZE = 20
+"""A decoder's activations of more pictures than this leave the processor's cache."""
 FIT_PICTURES = 20
 FIT_SEED = 400_000_000
 """Noise of searches and fits; no evaluation reaches it."""
@@ -47,6 +52,22 @@ LADDERS = {
 }
 CLIP = 2.0
 """Latents here have deviation 1."""
+ORDER = (
+    "stock scheduler",
+    "even grid, Euler/DDIM",
+    "noise correction",
+    "optimal steps (OSS)",
+    "D-ODE on the even grid",
+    "D-ODE on optimal steps",
+    "Bespoke RK1",
+    "Bespoke RK2 (half the steps)",
+    "TCD gamma 0.3",
+    f"TCD gamma 0.3, x0 clip {CLIP:g} (TDD)",
+    "re-noising (gamma 1)",
+    "scale ladder",
+    "teacher refine 0.1",
+    "teacher refine 0.3",
+)
 FIGURES = ("frechet", "accuracy", "recall", "diversity", "seconds_per_image")
 Row = dict[str, Any]
 
@@ -56,7 +77,6 @@ class Bench:
     """What all rows of one base share."""
 
     base: str
-    pipe: Any
     judge: DigitsJudge
     num_images: int
     student: Path | None
@@ -80,26 +100,27 @@ def teacher_cases(bench: Bench, seed: int) -> Iterator[Case]:
     """Training-free methods, on the teacher with its own guidance."""
     problem = fit_problem(bench, seed)
     even = even_recipe(problem)
-    searched = searched_recipe(problem, CALLS)
-    recipes = {
-        "even grid, Euler/DDIM": even,
+    searched = functools.cache(lambda: searched_recipe(problem, CALLS))
+    recipes: dict[str, Callable[[], FewStepRecipe]] = {
+        "even grid, Euler/DDIM": lambda: even,
         "optimal steps (OSS)": searched,
-        "D-ODE on the even grid": fitted_recipe(problem, "d-ode", CALLS),
-        "D-ODE on optimal steps": fitted_recipe(problem, "d-ode", CALLS, on=searched),
-        "Bespoke RK1": fitted_recipe(problem, "bespoke-rk1", CALLS),
-        "Bespoke RK2 (half the steps)": fitted_recipe(problem, "bespoke-rk2", CALLS),
+        "D-ODE on the even grid": lambda: fitted_recipe(problem, "d-ode", CALLS),
+        "D-ODE on optimal steps": lambda: fitted_recipe(problem, "d-ode", CALLS, on=searched()),
+        "Bespoke RK1": lambda: fitted_recipe(problem, "bespoke-rk1", CALLS),
+        "Bespoke RK2 (half the steps)": lambda: fitted_recipe(problem, "bespoke-rk2", CALLS),
     }
     if even.base.schedule.kind == "vp":  # at sigma 1 of a flow model it changes nothing
         corrected = dataclasses.replace(even, sampler=Sampler(noise_correction=True))
-        recipes["noise correction"] = corrected
+        recipes["noise correction"] = lambda: corrected
+    once = {name: functools.cache(recipe) for name, recipe in recipes.items()}
     for calls in CALLS:
         yield Case("teacher", "stock scheduler", calls, lambda n=calls: stock_row(bench, n, seed))
-        for name, recipe in recipes.items():
+        for name, recipe in once.items():
             yield Case(
                 "teacher",
                 name,
                 calls,
-                lambda n=calls, r=recipe: recipe_row(bench, r, n, seed, adapter=None),
+                lambda n=calls, r=recipe: recipe_row(bench, r(), n, seed, adapter=None),
             )
 
 
@@ -136,6 +157,13 @@ def student_cases(bench: Bench, seed: int) -> Iterator[Case]:
             )
 
 
+def load_base(name: str) -> Any:
+    """A fresh teacher; its decoder in the layout that is fastest on CPUs."""
+    pipe = load_teacher(resolve_base(name))
+    pipe.vae.to(memory_format=torch.channels_last)
+    return pipe
+
+
 def fit_problem(bench: Bench, seed: int) -> Problem:
     prompts, _ = balanced_prompts(FIT_PICTURES)
     settings = FitSettings(
@@ -165,7 +193,7 @@ def with_sampler(recipe: FewStepRecipe, **options: Any) -> FewStepRecipe:
 
 def stock_row(bench: Bench, calls: int, seed: int) -> Row:
     judged = judge_stock_teacher(
-        load_teacher(resolve_base(bench.base)),
+        load_base(bench.base),
         bench.judge,
         num_steps=calls,
         guidance_scale=bench.guidance_scale,
@@ -184,14 +212,19 @@ def recipe_row(
     adapter: Path | None,
     refine: TeacherRefine | None = None,
 ) -> Row:
-    stock = load_teacher(resolve_base(bench.base))
-    pipe = FewStepPipeline.wrap(stock, recipe=recipe, adapter=adapter)
+    pipe = FewStepPipeline.wrap(load_base(bench.base), recipe=recipe, adapter=adapter)
     pipe.set_progress_bar_config(disable=True)
     prompts, labels = balanced_prompts(bench.num_images)
     options: dict[str, Any] = {"num_inference_steps": calls}
     if refine is not None:
         options["teacher_refine"] = refine
-    drawn = generate_images(pipe, prompts, picture_seeds(seed, bench.num_images), options=options)
+    drawn = generate_images(
+        pipe,
+        prompts,
+        picture_seeds(seed, bench.num_images),
+        options=options,
+        batch_size=BATCH_SIZE,
+    )
     scores = dataclasses.asdict(bench.judge.score(drawn.images, labels))
     nfe = recipe.nfe(calls) + (refine.steps if refine else 0)
     figures = {name: scores[name] for name in FIGURES if name in scores}
@@ -242,20 +275,38 @@ def add(out: Path, row: Row) -> None:
     os.replace(partial, out)
 
 
+def write_page(page: Path, rows: list[Row]) -> None:
+    """Put the tables of all rows between their markers in a page."""
+    text = page.read_text(encoding="utf-8")
+    for base, network in dict.fromkeys((row["base"], row["network"]) for row in rows):
+        start, end = marker(base, network), "<!-- end -->"
+        before, found, rest = text.partition(start)
+        if not found:
+            raise SystemExit(f"{page} has no line {start}; add it where the table belongs")
+        text = f"{before}{start}\n{table(rows, base, network)}\n{end}{rest.partition(end)[2]}"
+    page.write_text(text, encoding="utf-8")
+
+
+def marker(base: str, network: str) -> str:
+    return f"<!-- rows: {base} {network} -->"
+
+
 def table(rows: list[Row], base: str, network: str) -> str:
     """Markdown: Frechet distance as mean +- standard deviation over seeds, per number of calls."""
     mine = [row for row in rows if (row["base"], row["network"]) == (base, network)]
-    methods = list(dict.fromkeys(row["method"] for row in mine))
-    cells: dict[str, list[str]] = {}
+    methods = sorted({row["method"] for row in mine}, key=ORDER.index)
+    heads = [*(f"{calls} calls" for calls in CALLS), "accuracy at 4", "recall at 4"]
+    lines = ["| method | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     for method in methods:
-        cells[method] = []
-        for calls in CALLS:
-            found = [r for r in mine if (r["method"], r["calls"]) == (method, calls)]
-            cells[method].append(cell([r["frechet"] for r in found]))
-    lines = ["| method | " + " | ".join(f"{calls} calls" for calls in CALLS) + " |"]
-    lines.append("| --- |" + " --- |" * len(CALLS))
-    lines += [f"| {method} | " + " | ".join(values) + " |" for method, values in cells.items()]
+        of = {n: [r for r in mine if (r["method"], r["calls"]) == (method, n)] for n in CALLS}
+        cells = [cell([r["frechet"] for r in of[calls]]) for calls in CALLS]
+        cells += [plain_mean([r[name] for r in of[4]]) for name in ("accuracy", "recall")]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def plain_mean(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f}" if values else "-"
 
 
 def cell(values: list[float]) -> str:
@@ -274,11 +325,11 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("docs/methods.json"))
     parser.add_argument("--table", action="store_true", help="print what --out holds, and stop")
+    parser.add_argument("--page", type=Path, help="put the tables into this page")
     options = parser.parse_args()
     if options.base and not options.table:
         bench = Bench(
             options.base,
-            load_teacher(resolve_base(options.base)),
             DigitsJudge(),
             options.num_images,
             options.student,
@@ -287,6 +338,8 @@ def main() -> None:
     rows = read(options.out)["rows"]
     for base, network in dict.fromkeys((row["base"], row["network"]) for row in rows):
         print(f"\n{base}, {network}\n\n{table(rows, base, network)}")
+    if options.page is not None:
+        write_page(options.page, rows)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,11 @@ def check_steps(grid: Grid, sampler: Sampler) -> None:
             f"{grid.name} changes size between steps, which needs sampler.stochasticity 1 "
             f"(fresh noise at the new size), got {sampler.stochasticity:g}"
         )
+    if grid.stops and (sampler.stochasticity or grid.solver or grid.sizes):
+        raise RecipeError(
+            f"{grid.name} has stops, which say how stochastic each step is; write stochasticity 0, "
+            "no solver and no sizes"
+        )
     others = sampler.stochasticity or sampler.noise_correction or sampler.clip_x0 is not None
     if grid.solver and others:
         raise RecipeError(

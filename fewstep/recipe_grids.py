@@ -52,10 +52,14 @@ class Grid:
         sigmas: x_t = alpha * x0 + sigma * epsilon; N + 1 values, strictly falling, the last is the
             terminal (0 for clean data; TCD-style models may end a little above).
         experts: Index into `experts` of each step; empty without experts.
-        clock: What the network is told where that is not `timesteps` (NitroSD); empty otherwise.
+        clock: What the network is told where that is not `timesteps`; empty otherwise.
+        read_at: Whether the output is read as clean data at the noise of `timesteps` or of `clock`
+            (NitroSD: only the fresh noise follows `timesteps`).
         sizes: Height and width of each step's sample as a fraction of the finished one, rising to
             1 (SwD's scale ladder); empty where all steps are full size.
         solver: Fitted weights of each step; empty for the plain step.
+        stops: Sigma at which each step's deterministic part stops before fresh noise lifts it to
+            the next sigma, in place of one stochasticity (ancestral Euler); empty otherwise.
     """
 
     timesteps: tuple[float, ...]
@@ -64,6 +68,8 @@ class Grid:
     clock: tuple[float, ...] = ()
     sizes: tuple[float, ...] = ()
     solver: tuple[SolverRow, ...] = ()
+    stops: tuple[float, ...] = ()
+    read_at: Literal["timesteps", "clock"] = "timesteps"
 
     def __post_init__(self) -> None:
         strict_json.check(self, error=RecipeError, where="grids[]")
@@ -114,11 +120,20 @@ class Grid:
             )
 
     def _check_lengths(self) -> None:
-        for what in ("clock", "sizes", "solver"):
+        for what in ("clock", "sizes", "solver", "stops"):
             count = len(getattr(self, what))
             if count not in (0, self.num_steps):
                 raise RecipeError(
                     f"{self.name} has {count} values in {what}; wanted {self.num_steps} or none"
+                )
+
+        if self.read_at == "clock" and not self.clock:
+            raise RecipeError(f"{self.name} is read at a clock it does not have; add clock")
+        for stop, sigma in zip(self.stops, self.sigmas[1:], strict=False):
+            if not 0.0 <= stop <= sigma:
+                raise RecipeError(
+                    f"{self.name} has a step that stops at sigma {stop:g} on its way to {sigma:g}; "
+                    "wanted 0 to that sigma"
                 )
 
     def _check_sizes(self) -> None:

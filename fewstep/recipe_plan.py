@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fewstep.noise_schedule import Level
+from fewstep.noise_schedule import CLEAN, Level, NoiseSchedule
 from fewstep.recipe import FewStepRecipe
 from fewstep.recipe_grids import Grid
 from fewstep.sampling import StepWeights, step_weights
@@ -35,16 +35,19 @@ def first_noise_scale(recipe: FewStepRecipe, first: Level) -> float:
 def _planned(
     recipe: FewStepRecipe, grid: Grid, levels: tuple[Level, ...], index: int
 ) -> PlannedStep:
+    schedule = recipe.base.schedule.build()
     now, following = levels[index], levels[index + 1]
-    via = recipe.base.schedule.build().via(following, recipe.sampler.stochasticity)
-    start = now
+    told = grid.clock[index] if grid.clock else now.timestep
+    read = schedule.level(told) if grid.read_at == "clock" else now
+    via = _via(recipe, grid, schedule, following, index)
+    start = read
     if recipe.sampler.noise_correction and index == 0:  # all of the first sample is noise
         start = Level(now.timestep, 0.0, first_noise_scale(recipe, now))
     plain = step_weights(start, following, via)
     sizes = (*(grid.sizes or (1.0,) * grid.num_steps), 1.0)
-    told = grid.clock[index] if grid.clock else now.timestep
     return PlannedStep(
         level=dataclasses.replace(now, timestep=told),
+        reading=dataclasses.replace(read, timestep=told),
         following=following,
         weights=_solver_weights(grid, index) or plain,
         plain=plain,
@@ -54,6 +57,15 @@ def _planned(
         following_size=sizes[index + 1],
         expert=grid.experts[index] if grid.experts else None,
     )
+
+
+def _via(
+    recipe: FewStepRecipe, grid: Grid, schedule: NoiseSchedule, following: Level, index: int
+) -> Level:
+    if not grid.stops:
+        return schedule.via(following, recipe.sampler.stochasticity)
+    stop = grid.stops[index]
+    return CLEAN if stop == 0.0 else schedule.level(schedule.timestep_of_sigma(stop), stop)
 
 
 def _solver_weights(grid: Grid, index: int) -> StepWeights | None:

@@ -101,6 +101,7 @@ def insert_start(recipe: FewStepRecipe, plan: Plan, strength: float) -> Start:
     weights = step_weights(now, following, via)
     inserted = PlannedStep(
         level=now,
+        reading=now,
         following=following,
         weights=weights,
         plain=weights,
@@ -147,7 +148,11 @@ def _whole_time(recipe: FewStepRecipe) -> float:
 
 def _check_insertable(recipe: FewStepRecipe, plan: Plan) -> None:
     grid = recipe.grid(len(plan))
-    for values, what in ((grid.solver, "a fitted solver"), (grid.clock, "a clock of its own")):
+    for values, what in (
+        (grid.solver, "a fitted solver"),
+        (grid.clock, "a clock of its own"),
+        (grid.stops, "stops of its own"),
+    ):
         if values:
             raise PipelineError(
                 f"this recipe's grid has {what}, which is only known at trained levels; "

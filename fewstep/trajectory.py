@@ -26,6 +26,7 @@ class PlannedStep:
 
     Attributes:
         level: Where the sample is; the timestep is what the network is told.
+        reading: Where the network's output is read as clean data; `level` but for NitroSD.
         following: Where the step ends.
         weights: The step.
         plain: The step where `weights` look at a call before this one and there was none (image to
@@ -38,6 +39,7 @@ class PlannedStep:
     """
 
     level: Level
+    reading: Level
     following: Level
     weights: StepWeights
     plain: StepWeights
@@ -67,7 +69,8 @@ def plain_steps(
     for now, following in zip(levels, levels[1:], strict=False):
         via = schedule.via(following, stochasticity)
         weights = step_weights(now, following, via)
-        planned.append(PlannedStep(now, following, weights, weights, signal_weight(following, via)))
+        signal = signal_weight(following, via)
+        planned.append(PlannedStep(now, now, following, weights, weights, signal))
     return tuple(planned)
 
 
@@ -122,7 +125,7 @@ def sample_trajectory(
     """
     previous: tuple[A, A] | None = None
     for planned in steps:
-        x0 = denoise(sample, planned.level)
+        x0 = denoise(sample, planned.reading)
         before = (sample, x0)
         if planned.following_size != planned.size and resize is not None:
             x0 = resize(x0, planned.following_size)

@@ -43,8 +43,8 @@ every_family = pytest.mark.parametrize("family", ALL, ids=lambda family: family.
 PROJECT = Path(__file__).resolve().parents[1]
 
 
-def source(folder: Path, family: ConversionFamily, **changes: float) -> Path:
-    tensors, alphas = family.lora(**changes)
+def source(folder: Path, family: ConversionFamily, scale: float = 0.5) -> Path:
+    tensors, alphas = family.lora(scale=scale)
     return write_diffusers(folder / "source.safetensors", family, tensors, alphas)
 
 

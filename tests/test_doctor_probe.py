@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from fewstep.doctor.noise import LEFT, SAME
 from fewstep.doctor.probe import probe
 from fewstep.doctor.seen import SeenRun
 from fewstep.doctor.zero_data import zero_data_output
@@ -52,7 +53,7 @@ def test_a_recipe_is_measured_as_it_is_written(family: TinyFamily) -> None:
 def test_fresh_noise_is_measured(family: TinyFamily, stochasticity: float) -> None:
     run = under_recipe(family, stochasticity=stochasticity)
     kept = [step.kept for step in run.steps[:-1]]
-    assert kept == pytest.approx([1.0 - stochasticity] * 3, abs=3.0 * run.spread / 5.0 + 1e-6)
+    assert kept == pytest.approx([1.0 - stochasticity] * 3, abs=SAME if stochasticity else 1e-6)
     assert run.is_repeatable
 
 
@@ -99,14 +100,18 @@ def test_the_probe_tells_what_a_hook_of_ones_own_sees_and_leaves_no_trace(
 def test_stock_schedulers_end_clean_for_data_of_zeros(
     scheduler: str, config: dict[str, Any]
 ) -> None:
-    """The stand-in answers as each of them wants: else noise would be left, or too much removed."""
+    """The stand-in answers as each of them wants: else noise would be left, or too much removed.
+
+    Not to the last digit: they begin with noise of deviation 1 at t = 999, whose sigma is 0.998.
+    """
     pipe: Any = SDXL.build()
     pipe.scheduler = getattr(stock, scheduler)(**BETAS, **config)
     run = probe(pipe, SDXL.arguments(1) | {"num_inference_steps": 4, "guidance_scale": 1.0})
     schedule = SDXL.recipe().base.schedule.build()
     wanted = [schedule.sigma_of_timestep(t) for t in run.timesteps]
-    assert [step.calls[0].noise for step in run.steps] == pytest.approx(wanted, abs=5e-3)
-    assert run.leftover == pytest.approx(0.0, abs=0.03)
+    assert [step.calls[0].noise for step in run.steps] == pytest.approx(wanted, abs=0.06)
+    assert run.leftover is not None
+    assert run.leftover < 0.07 < LEFT
 
 
 def test_zero_data_is_what_the_prediction_means() -> None:

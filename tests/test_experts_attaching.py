@@ -240,3 +240,17 @@ def test_weight_one_in_set_adapters_is_the_recipes_scale(tmp_path: Path) -> None
     pipe.set_adapters(["fewstep"], [0.5])
     half = draw_by_hand(SD3, recipe, [[deltas_of(file, "transformer", 0.0625)]] * 4)
     torch.testing.assert_close(draw(pipe, SD3), half, **CLOSE)
+
+
+@pytest.mark.parametrize("policy", ["adapters", "hotswap"])
+def test_fuse_lora_and_unload_of_diffusers_keep_one_adapter_in_the_weights(
+    policy: str, tmp_path: Path
+) -> None:
+    """Documented in diffusers; for one adapter on one network it is as good as our fuse()."""
+    file = expert_file(SD3, tmp_path / "a.safetensors", seed=1)
+    pipe: Any = FewStepPipeline.wrap(SD3.build(), adapter=file, experts=policy)
+    picture = draw(pipe, SD3)
+    pipe.fuse_lora()
+    torch.testing.assert_close(draw(pipe, SD3), picture, **CLOSE)
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(draw(pipe, SD3), picture, **CLOSE)

@@ -14,7 +14,15 @@ from fewstep.errors import AdapterError, PipelineError, RecipeNotFoundError
 from fewstep.pipeline import FewStepPipeline
 from fewstep.pipeline.experts.files import find_files
 from fewstep.recipe import SIDECAR_NAME
-from tests.expert_files import HIGH, LOW, draw, expert_file, expert_folder, expert_recipe
+from tests.expert_files import (
+    HIGH,
+    LOW,
+    draw,
+    draw_by_hand,
+    expert_file,
+    expert_folder,
+    expert_recipe,
+)
 from tests.tiny_pipelines import SD3, WAN22
 
 
@@ -233,3 +241,42 @@ def test_experts_may_have_any_names(tmp_path: Path) -> None:
     assert [a.name for a in pipe.adapters] == ["fewstep_sigma_1_0_9", "fewstep_tail_v2"]
     expected = draw(FewStepPipeline.wrap(SD3.build(), adapter=folder, recipe=recipe), SD3)
     assert torch.equal(draw(pipe, SD3), expected)
+
+
+def test_wan_22_lightning_is_one_call(tmp_path: Path) -> None:
+    """The published repository's layout and names, with a tiny Wan 2.2's sizes; the zoo knows it.
+
+    ComfyUI's names, down and up, one alpha per layer: 8 / 64 in the files, 0.5 / 2 here.
+    """
+    folder = "Wan2.2-T2V-A14B-4steps-lora-rank64-Seko-V1.1"
+    snapshot = tmp_path / "models--lightx2v--Wan2.2-Lightning" / "snapshots" / ("0" * 40)
+    (snapshot / folder).mkdir(parents=True)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    deltas: list[dict[str, torch.Tensor]] = []
+    for seed, name in enumerate(("high_noise_model", "low_noise_model")):
+        generator = torch.Generator().manual_seed(seed)
+        tensors, found = {}, {}
+        for native, ours in (("self_attn.q", "attn1.to_q"), ("cross_attn.v", "attn2.to_v")):
+            down, up = (torch.randn(*s, generator=generator) for s in ((2, 24), (24, 2)))
+            layer = f"diffusion_model.blocks.0.{native}"
+            tensors |= {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}
+            tensors[f"{layer}.alpha"] = torch.tensor(0.5)
+            found[f"blocks.0.{ours}.weight"] = 0.25 * up @ down
+        safetensors.torch.save_file(tensors, snapshot / folder / f"{name}.safetensors")
+        deltas.append(found)
+    base = WAN22.build()
+    base.register_to_config(boundary_ratio=0.5)  # the recipe's counts, not the base's
+    base.save_pretrained(tmp_path / "base")
+    pipe = FewStepPipeline.from_pretrained(
+        tmp_path / "base",
+        adapter=f"lightx2v/Wan2.2-Lightning/{folder}",
+        cache_dir=str(tmp_path),
+        local_files_only=True,
+    )
+    assert pipe.recipe.grid().experts == (0, 0, 1, 1)
+    assert "wan2.2-lightning-t2v-a14b" in pipe.describe()
+    steps = [{"transformer": deltas[0]}] * 2 + [{"transformer_2": deltas[1]}] * 2
+    expected = draw_by_hand(WAN22, expert_recipe(WAN22, own_networks=True), [[s] for s in steps])
+    torch.testing.assert_close(draw(pipe, WAN22), expected, rtol=1e-4, atol=1e-4)

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from fewstep.errors import AdapterError, PipelineError
 from fewstep.pipeline import FewStepPipeline
-from fewstep.pipeline.effect_probe import check_effect, measure_effect, watch_effect
+from fewstep.pipeline.effect_probe import (
+    check_effect,
+    measure_effect,
+    watch_effect,
+    watch_pipeline,
+)
 from fewstep.pipeline.lora_layers import LoraWeights, lora_layers, merge_all, put_on
 from tests.tiny_pipelines import FLUX, PIXART, SD3, SD15, WAN22, Z_IMAGE, TinyFamily
 
@@ -194,7 +199,23 @@ def test_experts_are_checked_one_by_one_as_their_turn_comes() -> None:
 def test_both_networks_of_wan22_are_probed_by_themselves() -> None:
     pipe = with_adapter(WAN22, component="transformer_2")
     assert not watch_effect(pipe.transformer).waiting
-    assert watch_effect(pipe.transformer_2).waiting == {"fewstep"}
+    (watch,) = watch_pipeline(pipe)
+    assert watch.waiting == {"fewstep"}
+    call(pipe, WAN22)
+    assert watch.effects[0].relative > 1e-3
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_left_alone() -> None:
+    pipe = with_adapter(SD3, strength=0.0)
+    watch = watch_effect(pipe.transformer)
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    torch._dynamo.reset()
+    call(pipe, SD3)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    call(pipe, SD3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
+    assert watch.effects == []
 
 
 def test_an_adapter_that_overflows_is_told_from_a_base_that_does() -> None:

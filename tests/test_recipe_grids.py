@@ -39,6 +39,8 @@ EULER = SolverRow(sample=0.5, x0=0.5)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"read_at": "clock"}, "a clock it does not have"),
+        ({"stops": (0.6, 0.0)}, "stops at sigma 0.6 on its way to 0.5"),
         ({"clock": (250.0,)}, "1 values in clock; wanted 2 or none"),
         ({"sizes": (0.5, 0.75)}, r"sizes \[0.5, 0.75\]; wanted fractions above 0 that rise to 1"),
         ({"sizes": (1.0, 0.5)}, "rise to 1"),
@@ -62,6 +64,10 @@ def test_a_grid_that_contradicts_itself_is_one_sentence(
         (
             {"grids": (grid(solver=(EULER, EULER)),), "sampler": Sampler(stochasticity=1.0)},
             "deterministic as it is",
+        ),
+        (
+            {"grids": (grid(stops=(0.2, 0.0)),), "sampler": Sampler(stochasticity=0.5)},
+            "has stops",
         ),
         (
             {"grids": (grid(solver=(EULER, EULER)),), "sampler": Sampler(clip_x0=1.0)},

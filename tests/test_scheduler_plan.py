@@ -36,6 +36,12 @@ RECIPES = {
     "unit noise": vp_recipe("sdxl", timesteps=(399.0,), sampler=Sampler(first_noise="unit")),
     "fitted": with_grid(flow_recipe("sd3"), solver=ROWS),
     "clock": with_grid(vp_recipe("sdxl"), clock=(249.75, 187.25, 124.75, 62.25)),
+    "read at its clock": with_grid(
+        vp_recipe("sdxl", sampler=RENOISING),
+        clock=(249.75, 187.25, 124.75, 62.25),
+        read_at="clock",
+    ),
+    "ancestral": with_grid(flow_recipe("sd3"), stops=(0.8, 0.5, 0.3, 0.0)),
     "growing": with_grid(flow_recipe("sd3", sampler=RENOISING), sizes=(0.5, 0.5, 0.75, 1.0)),
     "trigflow": flow_recipe(
         "sana-sprint",
@@ -82,8 +88,8 @@ def by_scheduler(recipe: FewStepRecipe) -> Tensor:
     sample = scheduler.init_noise_sigma * torch.randn(shape, generator=generator)
     for planned, timestep in zip(scheduler.plan, scheduler.timesteps, strict=False):
         assert float(timestep) == pytest.approx(planned.level.timestep)
-        x0 = x0_of(sample, planned.level)
-        output = from_x0(recipe.base.prediction, x0, sample, planned.level)
+        x0 = x0_of(sample, planned.reading)
+        output = from_x0(recipe.base.prediction, x0, sample, planned.reading)
         sample = scheduler.step(output, timestep, sample, generator, return_dict=False)[0]
     return sample
 

@@ -1,15 +1,20 @@
 """Adapter files: read, check against a base, write and describe. Importing this needs no torch.
 
 A few-step adapter is a safetensors file of LoRA weights with its recipe in the metadata.
-`read_header` and everything built on it touch only the header and the few alpha scalars, so they
-are fast on files of any size; only `save_adapter` imports torch, and only when it is called.
+`open_adapter` and everything built on it touch only the header and the few alpha scalars, so they
+are fast on files of any size; `check_values` and `preflight` also read every number once. Only
+`save_adapter` imports torch, and only when it is called.
 """
 
 from fewstep.adapters.base_shapes import base_shapes_of_folder, denoiser_shapes
 from fewstep.adapters.coverage import Coverage, check_coverage
+from fewstep.adapters.expert_tags import ExpertTag, expert_tag
 from fewstep.adapters.header import AdapterHeader, TensorInfo, read_header
 from fewstep.adapters.inspection import AdapterReport, inspect_adapter
 from fewstep.adapters.modules import LoraModule, lora_modules
+from fewstep.adapters.opening import open_adapter, safetensors_copy
+from fewstep.adapters.preflight import PreflightReport, preflight
+from fewstep.adapters.values import check_values
 from fewstep.adapters.writer import Component, save_adapter
 
 __all__ = [
@@ -17,13 +22,20 @@ __all__ = [
     "AdapterReport",
     "Component",
     "Coverage",
+    "ExpertTag",
     "LoraModule",
+    "PreflightReport",
     "TensorInfo",
     "base_shapes_of_folder",
     "check_coverage",
+    "check_values",
     "denoiser_shapes",
+    "expert_tag",
     "inspect_adapter",
     "lora_modules",
+    "open_adapter",
+    "preflight",
     "read_header",
+    "safetensors_copy",
     "save_adapter",
 ]

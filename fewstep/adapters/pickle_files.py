@@ -18,13 +18,8 @@ from typing import BinaryIO, cast
 
 from fewstep.adapters.header import BITS, AdapterHeader, TensorInfo
 from fewstep.adapters.names import shown
-from fewstep.adapters.pickle_machine import (
-    RefusedPickleError,
-    StorageRecord,
-    TensorRecord,
-    is_pickle_start,
-    read_pickle,
-)
+from fewstep.adapters.pickle_machine import is_pickle_start, read_pickle
+from fewstep.adapters.pickle_records import RefusedPickleError, StorageRecord, TensorRecord
 from fewstep.errors import AdapterError
 
 MAX_PICKLE_BYTES = 16 * 1024 * 1024

@@ -9,8 +9,9 @@ runs faster than the file is read.
 
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from fewstep.adapters.header import BITS, AdapterHeader, TensorInfo
 from fewstep.adapters.names import parse_name, shown
 from fewstep.errors import AdapterError
 
+PIECE_BYTES = 16 * 1024 * 1024
+"""What one thread reads at a time; smaller files need no other thread."""
+NUM_THREADS = 4
 CHUNK_BYTES = 512 * 1024
 """Fits the cache of one core together with the doubled copy."""
 LORA_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -41,6 +45,11 @@ class _Run:
     dtype: str
     begin: int
     end: int
+
+    def pieces(self) -> "Iterator[_Run]":
+        """The same in parts of at most `PIECE_BYTES`."""
+        for begin in range(self.begin, self.end, PIECE_BYTES):
+            yield _Run(self.dtype, begin, min(begin + PIECE_BYTES, self.end))
 
 
 def check_dtypes(header: AdapterHeader) -> None:
@@ -69,13 +78,17 @@ def check_values(header: AdapterHeader) -> None:
     try:
         if os.stat(header.path).st_size != header.num_bytes:
             raise AdapterError(f"{header.path}: has changed while it was read; try again")
-        with header.path.open("rb", buffering=0) as file:
-            for run in _runs(header.tensors.values()):
-                position = _first_bad(header, file, run)
-                if position is not None:
-                    raise _not_finite(header, position)
+        pieces = [piece for run in _runs(header.tensors.values()) for piece in run.pieces()]
+        if len(pieces) < 2:
+            positions = [_first_bad(header, piece) for piece in pieces]
+        else:  # reading and numpy both let other threads run
+            with ThreadPoolExecutor(min(NUM_THREADS, len(pieces))) as threads:
+                positions = list(threads.map(lambda piece: _first_bad(header, piece), pieces))
     except OSError as error:
         raise AdapterError(f"{header.path}: cannot be read ({error.strerror})") from error
+    position = min((found for found in positions if found is not None), default=None)
+    if position is not None:
+        raise _not_finite(header, position)
 
 
 def is_zero(header: AdapterHeader, name: str) -> bool:
@@ -92,7 +105,7 @@ def is_zero(header: AdapterHeader, name: str) -> bool:
             file.seek(info.offset)
             while left:
                 part = chunk[: min(len(chunk), left)]
-                _fill(header, file, memoryview(part))
+                _fill(header, file, part.data)
                 if part.any():
                     return False
                 left -= len(part)
@@ -116,21 +129,20 @@ def _runs(tensors: Iterable[TensorInfo]) -> Iterator[_Run]:
         yield _Run(dtype, begin, end)
 
 
-def _first_bad(header: AdapterHeader, file: BinaryIO, run: _Run) -> int | None:
+def _first_bad(header: AdapterHeader, run: _Run) -> int | None:
     """Position in the file of the first number that is not finite."""
     kind, limit = FIRST_BAD[run.dtype]
     width = BITS[run.dtype] // 8
     chunk = np.empty(min(CHUNK_BYTES, run.end - run.begin) // width, kind)
     doubled = np.empty_like(chunk)
-    file.seek(run.begin)
-    position = run.begin
-    while position < run.end:
-        count = min(len(chunk), (run.end - position) // width)
-        _fill(header, file, memoryview(chunk[:count]).cast("B"))
-        np.add(chunk[:count], chunk[:count], out=doubled[:count])
-        if doubled[:count].max() >= limit:
-            return position + width * int(np.argmax(doubled[:count] >= limit))
-        position += count * width
+    with header.path.open("rb", buffering=0) as file:
+        file.seek(run.begin)
+        for position in range(run.begin, run.end, chunk.nbytes):
+            count = min(len(chunk), (run.end - position) // width)
+            _fill(header, file, chunk[:count].data.cast("B"))
+            np.add(chunk[:count], chunk[:count], out=doubled[:count])
+            if doubled[:count].max() >= limit:
+                return position + width * int(np.argmax(doubled[:count] >= limit))
     return None
 
 

@@ -1,6 +1,7 @@
 """`fewstep convert`: an adapter file in another program's names."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,6 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from fewstep.cli.bases import resolve_base
 from fewstep.cli.output import Output, OutputOptions
+from fewstep.errors import ConfigError
 
 if TYPE_CHECKING:
     from fewstep.adapters.conversion.convert import Conversion
@@ -56,19 +58,27 @@ def run(options: Convert, output: Output) -> None:
     """Convert, and say what was written."""
     from fewstep.adapters.conversion.convert import convert_file
 
+    if options.rank is not None and options.rank < 1:
+        raise ConfigError(f"--rank is {options.rank}, wanted at least 1; 16 to 128 is usual")
     base = None if options.base is None else Path(resolve_base(options.base))
-    with output.progress() as bars:
-        bar = bars.add_task("layers", total=None)
-        conversion = convert_file(
-            options.source,
-            options.target,
-            options.format,
-            base=base,
-            family=options.family,
-            rank=options.rank,
-            is_baked=options.bake_alpha,
-            progress=lambda done, total: bars.update(bar, completed=done, total=total),
-        )
+    convert = partial(
+        convert_file,
+        options.source,
+        options.target,
+        options.format,
+        base=base,
+        family=options.family,
+        rank=options.rank,
+        is_baked=options.bake_alpha,
+    )
+    if options.rank is None:  # renaming takes no time worth a bar
+        conversion = convert()
+    else:
+        with output.progress() as bars:
+            bar = bars.add_task("layers", total=None)
+            conversion = convert(
+                progress=lambda done, total: bars.update(bar, completed=done, total=total)
+            )
     output.result(conversion.to_dict(), _text(conversion))
 
 
@@ -93,11 +103,7 @@ def _text(conversion: "Conversion") -> str:
         rows.append(("worst", f"{worst.module}: {worst.relative:.3g} at rank {worst.rank}"))
     if conversion.left_out:
         name, change = max(conversion.left_out.items(), key=lambda item: item[1])
-        rows.append(
-            (
-                "left out",
-                f"{len(conversion.left_out)} vectors that no LoRA can change, most of all {name} "
-                f"({change:.3g} of its size)",
-            )
-        )
+        count = len(conversion.left_out)
+        text = f"{count} vectors that this format cannot change, most {name} ({change:.3g} of it)"
+        rows.append(("left out", text))
     return "\n".join(f"{name:<9} {value}" for name, value in rows)

@@ -61,10 +61,6 @@ class Doctor:
     """Where to run the probe: cpu, cuda, cuda:1, mps."""
     output: OmitArgPrefixes[OutputOptions] = OutputOptions()
 
-    def __post_init__(self) -> None:
-        if self.size is not None and len(_sides(self.size)) != 2:
-            raise ConfigError(f"--size must be HEIGHTxWIDTH such as 512x768, got {self.size}")
-
 
 def run(options: Doctor, output: Output) -> None:
     """Examine, print, and leave with status 3 where something spoils pictures."""
@@ -87,12 +83,13 @@ def _examined(options: Doctor) -> "Diagnosis":
         return examine_adapter(options.subject, recipe=options.recipe, steps=options.steps)
     from fewstep.doctor import examine
 
+    arguments = _arguments(options)
     return examine(
         _load(options),
         recipe=options.recipe,
         adapter=options.adapter,
         steps=options.steps,
-        arguments=_arguments(options),
+        arguments=arguments,
     )
 
 
@@ -110,7 +107,7 @@ def _load(options: Doctor) -> "DiffusionPipeline":
         pipe = load_stock_pipeline(
             resolve_base(options.subject), dtype=precisions[options.precision]
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: not even the form of a Hub id
         reason = str(error).partition(". ")[0].rstrip(".")
         raise PipelineError(
             f"could not load {options.subject!r}; give a pipeline folder, a Hub id that can be "
@@ -143,6 +140,8 @@ def _arguments(options: Doctor) -> dict[str, Any]:
     return arguments
 
 
-def _sides(size: str) -> tuple[int, ...]:
+def _sides(size: str) -> tuple[int, int]:
     sides = size.split("x")
-    return tuple(int(side) for side in sides) if all(s.isdecimal() for s in sides) else ()
+    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+        raise ConfigError(f"--size must be HEIGHTxWIDTH such as 512x768, got {size}")
+    return int(sides[0]), int(sides[1])

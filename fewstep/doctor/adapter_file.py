@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fewstep.adapters import AdapterHeader, lora_modules, read_header
-from fewstep.adapters.families import KNOWN, guess_family
+from fewstep.adapters.families import guess_family
 from fewstep.doctor.comfyui import COMFYUI_CHECKS, comfy_settings, lora_weight, runtime_levels
 from fewstep.doctor.finding import Diagnosis, Finding, worst_first
 from fewstep.doctor.lora_file import LORA_FILE_CHECKS
@@ -90,7 +90,7 @@ def adapter_file(
     """
     modules = lora_modules(header)
     guess = guess_family(modules)
-    family = guess if guess in KNOWN or recipe is None else recipe.base.family
+    family = guess if recipe is None else recipe.base.family
     wanted = 1.0 if recipe is None else recipe.lora.scale
     return AdapterFile(header, modules, family, wanted if scale is None else scale, stock)
 

@@ -30,6 +30,7 @@ from fewstep.pipeline import FewStepPipeline
 from fewstep.pipeline.effect_probe import watch_effect
 from fewstep.pipeline.experts.files import AdapterSource, FoundFile, find_files
 from fewstep.pipeline.few_step_class import stock_class
+from fewstep.pipeline.guidance import translate_guidance
 from fewstep.pipeline.wrapping import resolve
 from fewstep.recipe_resolution import ResolvedRecipe
 from fewstep.schedulers import FewStepScheduler
@@ -104,7 +105,7 @@ def examine(
         networks=networks_of(pipe),
         vae=vae_of(pipe),
         scheduler=scheduler_facts(cast(Any, pipe).scheduler),
-        guidance=guidance_facts(stock, given, known),
+        guidance=guidance_facts(stock, _filled(pipe, stock, given), known),
         fused=fused_names(pipe),
         is_wrapped=isinstance(pipe, FewStepPipeline),
         as_called=as_called,
@@ -188,6 +189,13 @@ def _denoisers(pipe: Any) -> list[nn.Module]:
 def _judged(run: SeenRun) -> tuple[SeenRun, str | None, str | None]:
     """A run under the recipe that failed, by whose fault it was."""
     return (run, None, run.error) if run.is_adapters_fault else (run, run.error, None)
+
+
+def _filled(pipe: Any, stock: type, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A wrapped pipeline fills in the recipe's guidance where the call says nothing."""
+    if not isinstance(pipe, FewStepPipeline):
+        return given
+    return {**translate_guidance(stock, pipe.recipe.guidance), **given}
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,9 +136,13 @@ def _loras(model: nn.Module) -> Iterator[AppliedLora]:
             scales=_distinct(layer.scaling[name] for layer in mine),
             weights=_distinct(layer.scaling[name] / _own_scale(layer, name) for layer in mine),
             dtype=_dtype_name(mine[0].lora_A[name].weight.dtype),
-            is_active=any(name in active_adapters(layer) for layer in mine),
+            is_active=any(_applies(layer, name) for layer in mine),
             is_merged=any(name in layer.merged_adapters for layer in mine),
         )
+
+
+def _applies(layer: Any, name: str) -> bool:
+    return name in active_adapters(layer) and not layer.disable_adapters
 
 
 def _own_scale(layer: Any, name: str) -> float:

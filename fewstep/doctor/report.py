@@ -31,15 +31,16 @@ def _runs(diagnosis: Diagnosis) -> list[tuple[str, SeenRun]]:
 def _measured(diagnosis: Diagnosis) -> list[str]:
     lines = []
     for name, run in _runs(diagnosis):
+        lines.append(f"{name:<13} {run.scheduler}")
         if run.error is not None:
-            lines.append(f"{name:<13} {run.scheduler}: {run.error}")
+            lines += _wrapped("  failed: ", run.error)
             continue
         more = "" if run.is_complete else " or more"
         left = "" if run.leftover is None else f", {run.leftover:.2f} noise left"
         seed = {True: "the same twice", False: "NOT the same twice", None: "not run twice"}
         lines.append(
-            f"{name:<13} {run.scheduler}: {run.nfe}{more} network calls per image "
-            f"({run.passes:g} per step), one seed gives {seed[run.is_repeatable]}{left}"
+            f"  {run.nfe}{more} network calls per image ({run.passes:g} per step), "
+            f"one seed gives {seed[run.is_repeatable]}{left}"
         )
     return lines
 

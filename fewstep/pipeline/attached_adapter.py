@@ -159,6 +159,20 @@ def adapted_components(pipe: DiffusionPipeline) -> list[str]:
     return [name for name, component in pipe.components.items() if lora_layers(component)]
 
 
+def check_savable(pipe: DiffusionPipeline) -> None:
+    """Refuse to save LoRA layers: diffusers would write names that it replaces by random weights.
+
+    Raises:
+        PipelineError: There are some, ours or anyone's.
+    """
+    adapted = adapted_components(pipe)
+    if adapted:
+        raise PipelineError(
+            f"{' and '.join(adapted)} has LoRA layers attached, which do not survive saving; "
+            "fuse() first to save the few-step model, or unwrap() to save the base"
+        )
+
+
 def main_denoiser(pipe: DiffusionPipeline) -> tuple[str, nn.Module]:
     """Name and model of the component that few-step adapters change."""
     for name in DENOISERS:

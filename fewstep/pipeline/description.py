@@ -1,39 +1,39 @@
 """A wrapped pipeline in words: what it will do, before it does it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+
+from diffusers import DiffusionPipeline
 
 from fewstep.pipeline.attached_adapter import AttachedAdapter
+from fewstep.pipeline.guidance import call_parameters, rule_of, translate_guidance
 from fewstep.recipe import Expert, FewStepRecipe
 
 
 def describe_sampling(
-    *,
-    class_name: str,
+    stock: type[DiffusionPipeline],
     recipe: FewStepRecipe,
     source: str,
     num_steps: int,
     adapters: Sequence[AttachedAdapter],
-    guidance_arguments: Mapping[str, float],
-    is_guidance_known: bool,
 ) -> str:
     """Several lines of text.
 
     Args:
-        class_name: The stock pipeline class.
+        stock: The stock pipeline class.
         recipe: The recipe in force.
         source: Where it came from.
         num_steps: Step count of a call that names none.
         adapters: What is attached, in the order of the recipe's experts.
-        guidance_arguments: What the class is called with for the recipe's guidance.
-        is_guidance_known: Whether those come from the table, not from a guess.
     """
+    guidance_arguments = translate_guidance(stock, recipe.guidance)
+    _, is_guidance_known = rule_of(stock.__name__, call_parameters(stock))
     grid, base = recipe.grid(num_steps), recipe.base
     negative = recipe.guidance.negative_prompt
     counts = ", ".join(str(g.num_steps) for g in recipe.grids)
     counts += " or any" if recipe.steps == "any" else ""
     arguments = ", ".join(f"{name}={value:g}" for name, value in guidance_arguments.items())
     lines = [
-        f"{class_name}, sampled by a {base.family} recipe ({base.prediction} prediction)",
+        f"{stock.__name__}, sampled by a {base.family} recipe ({base.prediction} prediction)",
         f"recipe    from {source}",
         *(f"adapter   {_adapter(recipe, adapter)}" for adapter in adapters),
         *([] if adapters else ["adapter   none"]),

@@ -8,8 +8,8 @@ active in is made a second time without it, and the two answers must differ.
 Cost: one more network call per adapter, once, in the first picture; then the hook is gone. Nothing
 is kept but the call's own tensors while it runs. The second call goes to the network's `forward`,
 so that hooks of others do not count it; caches between steps (first-block cache and the like) see
-it and should be turned on after the first picture. Do not probe a network that is compiled
-already: a graph may have been made without the hook, and switching the adapter makes another one.
+it and should be turned on after the first picture. A compiled network is not probed: switching the
+adapter off would make a second graph of it. Draw the first picture before compiling.
 
     relative effect = |output with - output without| / |output without|    over all numbers, float32
 """
@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from fewstep.errors import AdapterError, PipelineError
-from fewstep.pipeline.lora_layers import active_adapters, lora_layers
+from fewstep.pipeline.lora_layers import active_adapters, lora_layers, plain_model
 
 PREFIX = "fewstep"
 """Adapters whose names begin so are ours; others stay on in both calls."""
@@ -115,6 +116,21 @@ def watch_effect(model: nn.Module, *, epsilon: float = EPSILON) -> "EffectWatch"
     return EffectWatch(model, epsilon)
 
 
+def watch_pipeline(pipe: DiffusionPipeline, *, epsilon: float = EPSILON) -> "list[EffectWatch]":
+    """`watch_effect` on every denoiser of a pipeline that carries one of our adapters.
+
+    Args:
+        pipe: The pipeline; LoRAs of its text encoders are not watched.
+        epsilon: Smallest relative effect that counts.
+    """
+    watches = []
+    for name, component in pipe.components.items():
+        model = plain_model(component)
+        if model is not None and not name.startswith("text_encoder"):
+            watches.append(watch_effect(model, epsilon=epsilon))
+    return [watch for watch in watches if watch.waiting]
+
+
 class EffectWatch:
     """A hook that measures and then removes itself; made by `watch_effect`.
 
@@ -140,9 +156,11 @@ class EffectWatch:
     def _on_call(
         self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
     ) -> None:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return  # no second graph, and no business in someone's training
         active = set(_active(model))
-        if not active & self.waiting or torch.is_grad_enabled():
-            return  # another phase, or someone trains: not our call
+        if not active & self.waiting:
+            return  # another phase
         self.waiting -= active
         if not self.waiting:
             self.stop()

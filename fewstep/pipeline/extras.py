@@ -6,7 +6,7 @@ from typing import final
 from torch import Tensor, nn
 
 from fewstep.pipeline.attached_adapter import AdapterWeights
-from fewstep.pipeline.weight_sets import WeightSets, check_weights_in_place, parameter_of
+from fewstep.pipeline.weight_sets import WeightSets, owner_of
 
 
 @final
@@ -22,7 +22,6 @@ class ExtraWeights:
     """
 
     def __init__(self, models: Mapping[str, nn.Module], adapters: Sequence[AdapterWeights]) -> None:
-        self._models = models
         self._sets: dict[str, WeightSets] = {}
         self._versions: dict[str, dict[int, int]] = {}
         for component, model in models.items():
@@ -32,16 +31,15 @@ class ExtraWeights:
                 self._sets[component] = WeightSets(model, values)
                 self._versions[component] = {index: k for k, index in enumerate(mine)}
 
-    def look_up(self) -> None:
-        """Before an image: find the weights again.
+    def check_in_place(self) -> None:
+        """Before an image: refuse to exchange weights that offloading keeps elsewhere.
 
         Raises:
-            PipelineError: Experts take turns, and offloading keeps their weights elsewhere.
+            PipelineError: It does.
         """
-        for component, sets in self._sets.items():
+        for sets in self._sets.values():
             if sets.count > 1:
-                check_weights_in_place(self._models[component])
-            sets.look_up(self._models[component])
+                sets.check_in_place()
 
     def show(self, current: Mapping[str, int]) -> None:
         """Put the extras of the current adapters in place.
@@ -58,9 +56,8 @@ class ExtraWeights:
         Raises:
             PipelineError: Offloading keeps the weights elsewhere.
         """
-        for component, sets in self._sets.items():
-            check_weights_in_place(self._models[component])
-            sets.look_up(self._models[component])
+        for sets in self._sets.values():
+            sets.check_in_place()
             sets.show(None)
 
 
@@ -80,7 +77,8 @@ def whole_extras(
     """
     values = {}
     for name, difference in adapter.parts[component].extras.items():
-        before = (merged or {}).get(name, parameter_of(model, name).data)
+        own = owner_of(model, name).get_parameter(name.rpartition(".")[2]).data
+        before = (merged or {}).get(name, own)
         wide = before.float() + adapter.attached.scale * difference.to(before.device).float()
         values[name] = wide.to(before.dtype)
     return values

@@ -6,7 +6,6 @@
 The pipeline object stays what it was: same class name, components, offload, compile, callbacks.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,25 @@ from fewstep.loading import load_stock_pipeline
 from fewstep.model_files import HUB_OPTIONS, find_base_sidecar
 from fewstep.pipeline import attached_adapter
 from fewstep.pipeline.attached_adapter import AttachedAdapter
+from fewstep.pipeline.config_recipes import recipe_of_folder, recipe_of_pipeline
 from fewstep.pipeline.description import describe_sampling
 from fewstep.pipeline.experts.files import AdapterSource, find_files
-from fewstep.pipeline.experts.networks import BOUNDARY, has_own_networks
 from fewstep.pipeline.experts.switch import check_one_per_network
 from fewstep.pipeline.few_step_class import few_step_class, stock_class
-from fewstep.pipeline.guidance import call_parameters, rule_of, translate_guidance
 from fewstep.pipeline.one_call import sample
 from fewstep.pipeline.saving import save_folder
+from fewstep.pipeline.single_file import existing_file, load_single_file, single_file_recipe
 from fewstep.pipeline.stages import at_stage
 from fewstep.pipeline.teacher_refine import TeacherRefine
-from fewstep.pipeline.wrapping import Wrapping, put_under_recipe, resolve, without_revision
+from fewstep.pipeline.wrapping import (
+    Wrapping,
+    put_under_recipe,
+    resolve,
+    take_from_under_recipe,
+    without_revision,
+)
 from fewstep.recipe import FewStepRecipe
 from fewstep.schedulers import FewStepScheduler
-
-logger = logging.getLogger(__name__)
 
 
 class FewStepPipeline(DiffusionPipeline):
@@ -76,8 +79,46 @@ class FewStepPipeline(DiffusionPipeline):
         """
         hub = {key: diffusers_kwargs[key] for key in HUB_OPTIONS if key in diffusers_kwargs}
         files = () if adapter is None else find_files(adapter, without_revision(hub))
-        resolved = at_stage(resolve(recipe, files, base, find_base_sidecar(base, hub)), stage)
+        sidecar = find_base_sidecar(base, hub)
+        resolved = resolve(recipe, files, base, sidecar, recipe_of_folder(base))
+        resolved = at_stage(resolved, stage)
         pipe = load_stock_pipeline(base, pipeline_class=pipeline_class, **diffusers_kwargs)
+        wrapping = put_under_recipe(
+            pipe, resolved, files, steps=steps, adapter_scale=adapter_scale, experts=experts
+        )
+        return _become(pipe, wrapping)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | Path,
+        adapter: AdapterSource | None = None,
+        *,
+        recipe: FewStepRecipe | str | Path | None = None,
+        steps: int | None = None,
+        adapter_scale: float | None = None,
+        experts: str = "adapters",
+        stage: int = 1,
+        pipeline_class: type[DiffusionPipeline] | None = None,
+        **diffusers_kwargs: Any,
+    ) -> "FewStepPipeline":
+        """Load a checkpoint in one file (SD1.5, SDXL, SD3, FLUX), and obey its recipe.
+
+        The recipe may be in the checkpoint's own metadata, or beside it as fewstep_recipe.json.
+
+        Args:
+            path: A .safetensors file on this machine.
+            **diffusers_kwargs: For diffusers' from_single_file; `config=` a diffusers folder of the
+                same kind of model keeps it offline. The others as `from_pretrained`.
+
+        Raises:
+            PipelineError: There is no such file, or its kind of model cannot be told.
+            RecipeNotFoundError: Nothing says how to sample it.
+        """
+        file = existing_file(path)
+        files = () if adapter is None else find_files(adapter)
+        resolved = at_stage(single_file_recipe(file, recipe, files), stage)
+        pipe = load_single_file(file, pipeline_class=pipeline_class, **diffusers_kwargs)
         wrapping = put_under_recipe(
             pipe, resolved, files, steps=steps, adapter_scale=adapter_scale, experts=experts
         )
@@ -105,7 +146,8 @@ class FewStepPipeline(DiffusionPipeline):
         origin = pipe.config.get("_name_or_path")
         sidecar = find_base_sidecar(origin, {"local_files_only": True}) if origin else None
         scheduler = pipe.components.get("scheduler")
-        installed = scheduler.recipe if isinstance(scheduler, FewStepScheduler) else None
+        is_ours = isinstance(scheduler, FewStepScheduler)
+        installed = scheduler.recipe if is_ours else recipe_of_pipeline(pipe)
         resolved = at_stage(resolve(recipe, files, origin, sidecar, installed), stage)
         wrapping = put_under_recipe(
             pipe, resolved, files, steps=steps, adapter_scale=adapter_scale, experts=experts
@@ -119,14 +161,7 @@ class FewStepPipeline(DiffusionPipeline):
         """
         if not isinstance(self, FewStepPipeline):  # FewStepPipeline.unwrap(pipe) of a stock one
             raise PipelineError("this pipeline is not wrapped; there is nothing to unwrap")
-        state = self._fewstep
-        if state.experts is not None and state.experts.is_permanent:
-            logger.warning("the adapter is fused into the weights and stays there")
-        elif state.experts is not None:
-            state.experts.remove(self)
-        if has_own_networks(self.recipe):
-            self.register_to_config(**{BOUNDARY: state.replaced_boundary})
-        self.scheduler = state.replaced_scheduler
+        take_from_under_recipe(self, self._fewstep)
         del self._fewstep
         self.__class__ = stock_class(self)
         return self
@@ -159,17 +194,9 @@ class FewStepPipeline(DiffusionPipeline):
 
     def describe(self) -> str:
         """How this pipeline samples, for people: grid, network calls, guidance, noise."""
-        state = self._fewstep
-        stock = stock_class(self)
-        _, is_known = rule_of(stock.__name__, call_parameters(stock))
+        stock, resolved = stock_class(self), self._fewstep.resolved
         return describe_sampling(
-            class_name=stock.__name__,
-            recipe=state.resolved.recipe,
-            source=state.resolved.source,
-            num_steps=state.num_steps,
-            adapters=self.adapters,
-            guidance_arguments=translate_guidance(stock, state.resolved.recipe.guidance),
-            is_guidance_known=is_known,
+            stock, resolved.recipe, resolved.source, self._fewstep.num_steps, self.adapters
         )
 
     def fuse(self) -> "FewStepPipeline":
@@ -197,12 +224,7 @@ class FewStepPipeline(DiffusionPipeline):
                 saved under names that diffusers replaces by random weights on loading.
         """
         check_one_per_network(self.adapters)
-        adapted = attached_adapter.adapted_components(self)
-        if adapted:
-            raise PipelineError(
-                f"{' and '.join(adapted)} has LoRA layers attached, which do not survive saving; "
-                "fuse() first to save the few-step model, or unwrap() to save the base"
-            )
+        attached_adapter.check_savable(self)
         save_folder(
             self,
             super().save_pretrained,

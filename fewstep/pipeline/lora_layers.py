@@ -177,10 +177,11 @@ def offloading_paused(pipe: DiffusionPipeline) -> Iterator[None]:
     try:
         yield
     finally:
+        where = getattr(pipe, "_offload_device", None)  # the user's; None lets diffusers choose
         if to_cpu:
-            pipe.enable_model_cpu_offload()
+            pipe.enable_model_cpu_offload(device=where)
         elif sequential:
-            pipe.enable_sequential_cpu_offload()
+            pipe.enable_sequential_cpu_offload(device=where)
         elif grouped:
             for component in pipe.components.values():
                 if isinstance(component, torch.nn.Module):

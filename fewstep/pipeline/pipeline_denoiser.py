@@ -45,7 +45,8 @@ class OneCallScheduler(SchedulerMixin, ConfigMixin):
 
     def __init__(self, level: Level, prediction: Prediction, config: Mapping[str, Any]) -> None:
         self.register_to_config(**{k: v for k, v in config.items() if not k.startswith("_")})
-        self._level, self._prediction = level, prediction
+        self._level = level
+        self._prediction: Prediction = prediction
         self.sample: Tensor | None = None
         self.x0: Tensor | None = None
         self.mu: float | None = None

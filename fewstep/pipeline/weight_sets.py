@@ -4,11 +4,11 @@ A swap assigns tensors, it computes nothing. What was there first is kept as it 
 exactly: by pointer where it still lies on the model's device, else from a copy in main memory.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast, final
 
 import torch
-from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from diffusers.hooks.group_offloading import _GROUP_OFFLOADING
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -31,17 +31,19 @@ class WeightSets:
     """
 
     def __init__(self, model: nn.Module, sets: Sequence[Mapping[str, Tensor]]) -> None:
-        check_weights_in_place(model)
-        self._names = sorted({name for values in sets for name in values})
-        self._parameters: dict[str, nn.Parameter] = {}
-        self.look_up(model)
-        for name, parameter in self._parameters.items():
-            if not parameter.is_floating_point():
+        names = sorted({name for values in sets for name in values})
+        # The module that owns a weight stays the same under LoRA; its parameter may be replaced.
+        self._owners = {name: owner_of(model, name) for name in names}
+        self._guard = OffloadGuard(model)
+        self.check_in_place()
+        first = {name: self._parameter(name).data for name in names}
+        for name, weight in first.items():
+            if not weight.is_floating_point():
                 raise PipelineError(
-                    f"{name} is quantised ({parameter.dtype}), so an adapter cannot be merged into "
+                    f"{name} is quantised ({weight.dtype}), so an adapter cannot be merged into "
                     'it; use experts="adapters" and a file of plain LoRA'
                 )
-        self._first = {name: _kept(p.data) for name, p in self._parameters.items()}
+        self._first = {name: _kept(weight) for name, weight in first.items()}
         self._sets = [{**self._first, **values} for values in sets]
         self._current: int | None = None
 
@@ -50,17 +52,21 @@ class WeightSets:
         """How many versions there are."""
         return len(self._sets)
 
-    def look_up(self, model: nn.Module) -> None:
-        """Find the parameters again; moving a model can make new ones. Once per image is enough."""
-        self._parameters = {name: parameter_of(model, name) for name in self._names}
+    def check_in_place(self) -> None:
+        """Refuse to write weights that offloading keeps elsewhere.
+
+        Raises:
+            PipelineError: It does.
+        """
+        self._guard.check(self._parameter(name) for name in self._owners)
 
     def show(self, version: int | None) -> None:
         """Put one version in place (None: what was there first)."""
         if version == self._current:
             return
         values = self._first if version is None else self._sets[version]
-        for name, parameter in self._parameters.items():
-            value = values[name]
+        for name, value in values.items():
+            parameter = self._parameter(name)
             if value.device != parameter.device or value.dtype != parameter.dtype:
                 value = value.to(parameter.device, parameter.dtype, non_blocking=True)
                 if version is not None:
@@ -68,31 +74,56 @@ class WeightSets:
             parameter.data = value
         self._current = version
 
-
-def parameter_of(model: nn.Module, name: str) -> nn.Parameter:
-    """A parameter by the name it has without LoRA."""
-    path, _, kind = name.rpartition(".")
-    module = model.get_submodule(path)
-    owner: Any = module.get_base_layer() if isinstance(module, LoraLayer) else module
-    return getattr(owner, kind)
+    def _parameter(self, name: str) -> nn.Parameter:
+        parameter = self._owners[name]._parameters[name.rpartition(".")[2]]
+        assert parameter is not None
+        return parameter
 
 
-def check_weights_in_place(model: nn.Module) -> None:
-    """Refuse models whose weights are elsewhere between calls: what is written would be lost.
+@final
+class OffloadGuard:
+    """Notices offloading that keeps a model's weights elsewhere: what is written would be lost.
 
-    Raises:
-        PipelineError: Sequential or group offloading is on.
+    diffusers' own question walks over the model for milliseconds; this one is asked per image.
+
+    Args:
+        model: The model, without LoRA of ours.
     """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        kind = "sequential"
-    elif _is_group_offload_enabled(model):
-        kind = "group"
-    else:
-        return
-    raise PipelineError(
-        f"{kind} offloading keeps the weights of {type(model).__name__} elsewhere, so they cannot "
-        'be exchanged between steps; use experts="adapters", or enable_model_cpu_offload()'
-    )
+
+    def __init__(self, model: nn.Module) -> None:
+        self._name = type(model).__name__
+        self._modules = tuple(model.modules())
+
+    def check(self, weights: Iterable[Tensor]) -> None:
+        """Ask.
+
+        Args:
+            weights: What is going to be written.
+
+        Raises:
+            PipelineError: Sequential or group offloading is on.
+        """
+        if any(_has_group_hook(module) for module in self._modules):
+            kind = "group"
+        elif any(weight.is_meta for weight in weights):
+            kind = "sequential"
+        else:
+            return
+        raise PipelineError(
+            f"{kind} offloading keeps the weights of {self._name} elsewhere, so they cannot be "
+            'exchanged between steps; use experts="adapters", or enable_model_cpu_offload()'
+        )
+
+
+def owner_of(model: nn.Module, name: str) -> nn.Module:
+    """The module whose parameter this is, by the name it has without LoRA."""
+    module = model.get_submodule(name.rpartition(".")[0])
+    return cast(nn.Module, module.get_base_layer()) if isinstance(module, LoraLayer) else module
+
+
+def _has_group_hook(module: nn.Module) -> bool:
+    registry: Any = module.__dict__.get("_diffusers_hook")
+    return registry is not None and registry.get_hook(_GROUP_OFFLOADING) is not None
 
 
 def _kept(weight: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Putting a stock pipeline under a recipe: everything is checked, then everything is changed."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from fewstep.pipeline.experts.files import (
     check_no_file_is_needed,
     recipe_file,
 )
-from fewstep.pipeline.experts.networks import has_own_networks, install_boundary
+from fewstep.pipeline.experts.networks import BOUNDARY, has_own_networks, install_boundary
 from fewstep.pipeline.experts.policies import POLICIES, check_policy
 from fewstep.pipeline.experts.switch import ExpertSwitch
 from fewstep.pipeline.suitability import check_suitable
 from fewstep.recipe import FewStepRecipe
 from fewstep.recipe_resolution import ResolvedRecipe, recipe_sources, resolve_recipe
 from fewstep.schedulers import FewStepScheduler
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -114,6 +117,22 @@ def put_under_recipe(
     return Wrapping(resolved, num_steps, before, switch, boundary)
 
 
+def take_from_under_recipe(pipe: DiffusionPipeline, state: Wrapping) -> None:
+    """Undo `put_under_recipe`; a fused adapter stays in the weights, and that is logged.
+
+    Raises:
+        PipelineError: Offloading keeps weights elsewhere that were exchanged.
+    """
+    if state.experts is not None and state.experts.is_permanent:
+        logger.warning("the adapter is fused into the weights and stays there")
+    elif state.experts is not None:
+        state.experts.remove(pipe)
+    if has_own_networks(state.resolved.recipe):
+        pipe.register_to_config(**{BOUNDARY: state.replaced_boundary})
+    unwrapped: Any = pipe
+    unwrapped.scheduler = state.replaced_scheduler
+
+
 def without_revision(hub: Mapping[str, Any]) -> dict[str, Any]:
     """Hub options for the adapter: the revision is the base's."""
     return {key: value for key, value in hub.items() if key != "revision"}
@@ -143,9 +162,7 @@ def read_all(
 def _peft_name(expert: str | None) -> str:
     if expert is None:
         return ADAPTER_NAME
-    return (
-        f"{ADAPTER_NAME}_{re.sub(r'[^A-Za-z0-9_]', '_', expert)}"  # it becomes part of tensor names
-    )
+    return f"{ADAPTER_NAME}_{re.sub('[^A-Za-z0-9_]', '_', expert)}"  # a part of tensor names
 
 
 def _shared_switch(scheduler: object) -> ExpertSwitch | None:

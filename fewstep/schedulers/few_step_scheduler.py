@@ -331,7 +331,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         planned = self._plan[index]
         dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
         wide = sample.to(dtype)
-        x0 = to_x0(self.recipe.base.prediction, model_output.to(dtype), wide, planned.level)
+        x0 = to_x0(self.recipe.base.prediction, model_output.to(dtype), wide, planned.reading)
         if self.refine_x0 is not None:
             x0 = self.refine_x0(x0, planned).to(dtype)
         before = (wide, x0)

@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.adapters.base_shapes import DENOISERS, INDEX_SUFFIX
 from fewstep.adapters.conversion.converted import ConvertedAdapter
+from fewstep.adapters.conversion.fused import swapped
 from fewstep.adapters.conversion.name_index import NameIndex
 from fewstep.adapters.conversion.parts import split_name
-from fewstep.adapters.conversion.reading import open_tensors, swapped
+from fewstep.adapters.conversion.tensor_reading import open_tensors
 from fewstep.adapters.coverage import Coverage
 from fewstep.adapters.header import AdapterHeader, read_header
 from fewstep.adapters.names import shown
@@ -30,12 +31,22 @@ class Difference:
 
     Attributes:
         adapter: Whole deltas of weights and biases in `extras`.
-        left_out: Parameters that changed and that no LoRA can change (norms, tables) -> the size of
-            the change relative to the parameter.
+        changes: Parameter -> size of the change relative to the parameter, of everything but
+            matrices: what is not in `extras` (norms, tables) no LoRA can change.
     """
 
     adapter: ConvertedAdapter
-    left_out: dict[str, float]
+    changes: dict[str, float]
+
+    def without_biases(self) -> "Difference":
+        """The same with weights only, for hosts that cannot hold bias deltas."""
+        extras = {n: v for n, v in self.adapter.extras.items() if n.endswith(".weight")}
+        return replace(self, adapter=replace(self.adapter, extras=extras))
+
+    @property
+    def left_out(self) -> dict[str, float]:
+        """What changed and is not in the adapter."""
+        return {n: c for n, c in self.changes.items() if n not in self.adapter.extras}
 
 
 class Weights:
@@ -118,7 +129,7 @@ def difference(
     """
     index = NameIndex(family, base.shapes)
     extras: dict[str, torch.Tensor] = {}
-    left_out: dict[str, float] = {}
+    changes: dict[str, float] = {}
     for done, name in enumerate(student.shapes):
         if progress:
             progress(done, len(student.shapes))
@@ -129,26 +140,27 @@ def difference(
             delta = values.float() - old
             if not bool(delta.any()):
                 continue
-            if parameter.endswith(".bias") or (parameter.endswith(".weight") and delta.ndim >= 2):
+            if parameter.endswith((".weight", ".bias")):
                 extras[parameter] = delta
-            else:
-                left_out[parameter] = float(delta.norm() / old.norm().clamp_min(1e-12))
+            if not parameter.endswith(".weight") or delta.ndim < 2:
+                changes[parameter] = float(delta.norm() / old.norm().clamp_min(1e-12))
+    # A vector alone has no LoRA to ride on: norms, tables, biases of layers that did not change.
+    matrices = {name for name, delta in extras.items() if delta.ndim >= 2}
+    extras = {
+        name: delta
+        for name, delta in extras.items()
+        if name in matrices or (name.endswith(".bias") and f"{name[:-5]}.weight" in matrices)
+    }
     if not extras:
         raise AdapterError(
-            f"{header.path}: is equal to the base in every weight; give a student that was trained"
+            f"{header.path}: is equal to the base in every matrix; give a student that was trained"
         )
     modules = {name.rpartition(".")[0] for name in extras}
-    biases = {n for n in extras if n.endswith(".bias") and f"{n[:-5]}.weight" not in extras}
-    for name in biases:  # a bias alone has no LoRA to ride on
-        left_out[name] = float(
-            extras[name].norm() / base.read(name).float().norm().clamp_min(1e-12)
-        )
-        extras.pop(name)
     coverage = Coverage(matched=len(modules), modules=len(modules), ranks={}, alphas={})
     adapter = ConvertedAdapter(
         header, component, {}, {}, {}, {}, {}, extras, coverage, family=family
     )
-    return Difference(adapter, left_out)
+    return Difference(adapter, changes)
 
 
 def _in_diffusers(
@@ -172,7 +184,6 @@ def _in_diffusers(
     values = student.read(name)
     if target.swaps:
         values = swapped(values)
-        assert values is not None
     parts = zip(target.parts, values.split(list(target.rows)), strict=True)
     return [(f"{part}.{kind}", rows.reshape(base_shapes[f"{part}.{kind}"])) for part, rows in parts]
 

@@ -14,6 +14,7 @@ from fewstep.adapters.conversion.checkpoints import (
     is_full_checkpoint,
 )
 from fewstep.adapters.conversion.converted import UP, ConvertedAdapter
+from fewstep.adapters.conversion.diffusers_flavour import layer_without_bias
 from fewstep.adapters.conversion.file_writing import write_safetensors
 from fewstep.adapters.conversion.name_rules import RULES, UNETS
 from fewstep.adapters.conversion.no_base import shapes_of_file
@@ -103,8 +104,15 @@ def convert_file(
     left_out: dict[str, float] = {}
     header, weights = _opened(source)
     if weights is not None:
-        found = _student(header, weights, base, family, rank, progress)
-        adapter, left_out, shapes = found[0].adapter, found[0].left_out, found[1]
+        found, shapes = _student(header, weights, base, family, rank, progress)
+        modules = {
+            name.removesuffix(".weight")
+            for name in found.adapter.extras
+            if name.endswith(".weight")
+        }
+        if flavour == "diffusers" and layer_without_bias(modules, shapes):
+            found = found.without_biases()
+        adapter, left_out = found.adapter, found.left_out
     else:
         shapes = _shapes(header, base, family)
         component = _component(base, family or family_of_base(shapes))

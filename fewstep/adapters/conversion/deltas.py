@@ -7,11 +7,13 @@ scale is alpha / rank where a matrix is stored as two factors, else 1. Formulas 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from fewstep.adapters.conversion.fused import swapped
 from fewstep.adapters.conversion.name_index import Target
 from fewstep.adapters.conversion.plan import Source
+from fewstep.adapters.conversion.tensor_reading import Read
 from fewstep.adapters.header import AdapterHeader
 from fewstep.adapters.names import shown
 from fewstep.errors import AdapterError
@@ -19,7 +21,6 @@ from fewstep.errors import AdapterError
 if TYPE_CHECKING:
     import torch
 
-Read = Callable[[str], "torch.Tensor"]
 Shape = tuple[int, ...]
 
 
@@ -62,8 +63,6 @@ def whole_deltas(
 
 
 def _by_part(target: Target, rows: "torch.Tensor", kind: str) -> "dict[str, torch.Tensor]":
-    from fewstep.adapters.conversion.reading import swapped
-
     if target.swaps:
         rows = swapped(rows)
     parts = rows.split(list(target.rows))

@@ -1,7 +1,7 @@
 """The names that diffusers' own loaders read, alpha in a LoraConfig."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from fewstep.adapters.conversion.converted import DOWN, MAGNITUDE, UP, ConvertedAdapter
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def diffusers_flavour(
-    adapter: ConvertedAdapter,
+    adapter: ConvertedAdapter, base_shapes: Mapping[str, tuple[int, ...]]
 ) -> "tuple[dict[str, torch.Tensor], dict[str, object]]":
     """Tensors and the LoraConfig that says their alpha.
 
@@ -35,7 +35,7 @@ def diffusers_flavour(
             config |= _lora_config(component, tensors, alphas[component])
     if adapter.extras:
         config[f"{adapter.component}.lora_bias"] = True
-        file.update(_lora_biases(adapter))
+        file.update(_lora_biases(adapter, base_shapes))
     return file, config
 
 
@@ -63,14 +63,29 @@ def _lora_config(
     return {f"{component}.{key}": value for key, value in config.items()}
 
 
-def _lora_biases(adapter: ConvertedAdapter) -> "dict[str, torch.Tensor]":
-    """Bias deltas as peft's `lora_B.bias`, which it multiplies with alpha / rank like the rest."""
+def layer_without_bias(
+    modules: Iterable[str], base_shapes: Mapping[str, tuple[int, ...]]
+) -> str | None:
+    """The first adapted layer that has no bias in the base, or None."""
+    return next((module for module in modules if f"{module}.bias" not in base_shapes), None)
+
+
+def _lora_biases(
+    adapter: ConvertedAdapter, base_shapes: Mapping[str, tuple[int, ...]]
+) -> "dict[str, torch.Tensor]":
+    """Bias deltas as peft's `lora_B.bias`, which it multiplies with alpha / rank like the rest.
+
+    peft has them on every adapted layer or on none, and warns and cannot merge where a layer has
+    no bias of its own.
+    """
     biases = {}
     stray = [n for n in adapter.extras if n.removesuffix(".bias") not in adapter.ranks]
-    if stray:
+    bare = layer_without_bias(adapter.ranks, base_shapes)
+    if stray or bare:
+        reason = f"{stray[0]} has no LoRA beside it" if stray else f"{bare} has no bias"
         raise AdapterError(
-            f"{adapter.header.path}: changes {stray[0]} without LoRA matrices beside it, which "
-            "diffusers cannot load; use the comfyui format, or an adapter without bias deltas"
+            f"{adapter.header.path}: has bias deltas, which diffusers holds on every adapted layer "
+            f"or on none, and {reason}; use the comfyui format"
         )
     for module, rank in adapter.ranks.items():
         up = adapter.tensors[module + UP]

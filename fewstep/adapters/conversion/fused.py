@@ -46,6 +46,18 @@ class Factors:
         """Inner size."""
         return self.down.shape[0]
 
+    def swapped(self) -> "Factors":
+        """The same with the halves of the output rows changed over."""
+        magnitude = None if self.magnitude is None else swapped(self.magnitude)
+        return Factors(self.down, swapped(self.up), self.alpha, magnitude)
+
+
+def swapped(rows: "torch.Tensor") -> "torch.Tensor":
+    """(shift, scale) as (scale, shift): halves of the rows change places."""
+    import torch
+
+    return torch.cat(rows.chunk(2)[::-1])
+
 
 def split(
     fused: Factors, rows: Sequence[int], ranks: Sequence[int] | None = None

@@ -7,6 +7,7 @@ trainers of the kohya kind flatten them. A fused native `qkv` is three diffusers
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from fewstep.adapters.conversion.image_names import (
     FLUX,
@@ -94,6 +95,7 @@ def _rules_of(family: str, weights: Iterable[str]) -> tuple[Rule, ...]:
     return unet(sum(layer.fullmatch(name) is not None for name in weights) or LAYERS)
 
 
+@cache
 def pattern_of(template: str, *, flat: bool = False) -> re.Pattern[str]:
     """A template as a pattern whose groups are its numbers; flat: with "_" for "."."""
     text = template.replace(".", "_") if flat else template

@@ -55,7 +55,7 @@ def shapes_of_file(header: AdapterHeader, family: str) -> dict[str, Shape]:
 def _layer_shapes(
     header: AdapterHeader, body: str, tensors: Mapping[Part, str], family: str
 ) -> Iterator[tuple[str, Shape]]:
-    shape_of = {part: header.tensors[name].shape for part, name in tensors.items()}
+    shape_of: dict[Part, Shape] = {p: header.tensors[name].shape for p, name in tensors.items()}
     whole = _whole(shape_of)
     match = _find(body, family)
     if whole is None or (match is None and component_of(body) is None):

@@ -202,7 +202,9 @@ def _problem(
     target = source.target
     assert target is not None
     whole = (sum(target.rows), *weights[target.parts[0]][1:])
-    shape_of = {part: header.tensors[name].shape for part, name in source.tensors.items()}
+    shape_of: dict[Part, Shape] = {
+        part: header.tensors[name].shape for part, name in source.tensors.items()
+    }
     if source.kind == "lora" and "mid" not in shape_of:
         size = len(whole)
         return fit_problem(as_dims(shape_of["down"], size), as_dims(shape_of["up"], size), whole)

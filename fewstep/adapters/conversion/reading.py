@@ -1,7 +1,7 @@
 """Any adapter file to diffusers names, exactly and completely, or one sentence why not."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fewstep.adapters.conversion.converted import DOWN, MAGNITUDE, UP, ConvertedAdapter
@@ -9,6 +9,7 @@ from fewstep.adapters.conversion.fused import FUSED_KEY, Factors, fused_ranks, s
 from fewstep.adapters.conversion.name_index import NameIndex, Target
 from fewstep.adapters.conversion.name_rules import RULES
 from fewstep.adapters.conversion.plan import Plan, Source, as_dims, plan_conversion
+from fewstep.adapters.conversion.tensor_reading import Read, open_tensors
 from fewstep.adapters.conversion.through_diffusers import (
     LOADERS,
     needs_diffusers,
@@ -18,13 +19,12 @@ from fewstep.adapters.coverage import Coverage
 from fewstep.adapters.families import family_of_base
 from fewstep.adapters.header import AdapterHeader
 from fewstep.adapters.names import shown
-from fewstep.errors import AdapterError, MissingExtraError
+from fewstep.errors import AdapterError
 
 if TYPE_CHECKING:
     import torch
 
 Shape = tuple[int, ...]
-Read = Callable[[str], "torch.Tensor"]
 
 
 def convert_to_diffusers(
@@ -60,47 +60,6 @@ def convert_to_diffusers(
     if plan.offenders:
         raise AdapterError(_refusal(header, plan))
     return _collected(header, plan, read, base_shapes, component, family)
-
-
-def open_tensors(header: AdapterHeader) -> Read:
-    """A function that reads one tensor of the file by name, from the place its header gives.
-
-    Raises:
-        MissingExtraError: torch is not installed.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError("torch", "torch") from error
-    kinds = {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "F8_E4M3": torch.float8_e4m3fn,
-        "F8_E5M2": torch.float8_e5m2,
-    }
-
-    def read(name: str) -> "torch.Tensor":
-        info = header.tensors[name]
-        if info.dtype not in kinds:
-            raise AdapterError(
-                f"{header.path}: {shown(name)} is {info.dtype}, wanted floats; save it as F32, "
-                "F16 or BF16"
-            )
-        if info.num_bytes == 0:
-            return torch.empty(info.shape, dtype=kinds[info.dtype])
-        try:
-            with header.path.open("rb") as file:
-                file.seek(info.offset)
-                data = bytearray(file.read(info.num_bytes))
-        except OSError as error:
-            raise AdapterError(f"{header.path}: cannot be read ({error.strerror})") from error
-        if len(data) != info.num_bytes:
-            raise AdapterError(f"{header.path}: the file shrank while it was read; try again")
-        return torch.frombuffer(data, dtype=kinds[info.dtype]).reshape(info.shape)
-
-    return read
 
 
 def without_effectless(plan: Plan, read: Read) -> Plan:
@@ -223,9 +182,7 @@ class _Collector:
 
     def _parts(self, target: Target, factors: Factors) -> list[Factors | None]:
         if target.swaps:
-            factors = Factors(
-                factors.down, swapped(factors.up), factors.alpha, swapped(factors.magnitude)
-            )
+            factors = factors.swapped()
         if len(target.parts) == 1:
             return [factors]
         said = fused_ranks(self._layouts, target.native or "")
@@ -265,13 +222,6 @@ class _Collector:
                 f"{self._header.path}: has two different LoRAs for {module} under two names; "
                 "keep one"
             )
-
-
-def swapped(rows: "torch.Tensor | None") -> "torch.Tensor | None":
-    """(shift, scale) as (scale, shift): halves of the rows change places."""
-    import torch
-
-    return None if rows is None else torch.cat(rows.chunk(2)[::-1])
 
 
 def _layouts(header: AdapterHeader) -> Mapping[str, object]:

@@ -8,18 +8,18 @@ comes out is counted: an output row of an up matrix that went in must come out.
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from fewstep.adapters.conversion.name_rules import RULES
 from fewstep.adapters.conversion.parts import split_name
+from fewstep.adapters.conversion.tensor_reading import Read
 from fewstep.adapters.header import AdapterHeader, TensorInfo
 from fewstep.errors import AdapterError, MissingExtraError
 
 if TYPE_CHECKING:
     import torch
 
-Read = Callable[[str], "torch.Tensor"]
 LOADERS = {
     "flux": "FluxLoraLoaderMixin",
     "flux2": "Flux2LoraLoaderMixin",

@@ -18,7 +18,7 @@ _RESNET = {
     "in_layers.0": "norm1",
     "out_layers.0": "norm2",
 }
-_LAYERS_OF_BLOCK = (
+_IN_BLOCK = (
     *(f"attn{i}.{name}" for i in (1, 2) for name in ("to_q", "to_k", "to_v", "to_out.0")),
     *("ff.net.0.proj", "ff.net.2", "norm1", "norm2", "norm3"),
 )
@@ -52,8 +52,9 @@ def unet_rules(layers: int = LAYERS) -> Iterator[tuple[str, str]]:
             up = f"output_blocks.{first + layer}"
             yield from _resnet(f"{up}.0", f"up_blocks.{level}.resnets.{layer}")
             yield from _attention(f"{up}.1", f"up_blocks.{level}.attentions.{layer}")
+        last = f"output_blocks.{first + layers}"
         for place in (1, 2):  # after the attention, where there is one
-            yield f"{up}.{place}.conv", f"up_blocks.{level}.upsamplers.0.conv"
+            yield f"{last}.{place}.conv", f"up_blocks.{level}.upsamplers.0.conv"
     yield from _resnet("middle_block.0", "mid_block.resnets.0")
     yield from _attention("middle_block.1", "mid_block.attentions.0")
     yield from _resnet("middle_block.2", "mid_block.resnets.1")
@@ -69,6 +70,6 @@ def _attention(original: str, diffusers: str) -> Iterator[tuple[str, str]]:
         "norm",
         "proj_in",
         "proj_out",
-        *(f"transformer_blocks.{{}}.{n}" for n in _LAYERS_OF_BLOCK),
+        *(f"transformer_blocks.{{}}.{n}" for n in _IN_BLOCK),
     ):
         yield f"{original}.{name}", f"{diffusers}.{name}"

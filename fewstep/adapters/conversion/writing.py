@@ -7,13 +7,13 @@ kohya       lora_unet_<flattened>   lora_unet_<native module, flattened>     ten
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from fewstep.adapters.conversion.converted import DOWN, MAGNITUDE, UP, ConvertedAdapter
 from fewstep.adapters.conversion.diffusers_flavour import diffusers_flavour
-from fewstep.adapters.conversion.fused import FUSED_KEY, Factors, merge
+from fewstep.adapters.conversion.fused import FUSED_KEY, Factors, merge, swapped
 from fewstep.adapters.conversion.name_index import weights_of
 from fewstep.adapters.conversion.name_rules import RULES, UNETS, NativeModule, native_modules
 from fewstep.adapters.conversion.text_names import kohya_text_name
@@ -71,7 +71,7 @@ def in_format(
     kept = {key: text for key, text in adapter.header.metadata.items() if key not in STALE}
     file = Flavoured(metadata={**kept, "format": "pt"})
     if flavour == "diffusers":
-        tensors, config = diffusers_flavour(adapter)
+        tensors, config = diffusers_flavour(adapter, base_shapes)
         file.tensors.update(tensors)
         file.metadata[LORA_METADATA_KEY] = json.dumps(config, sort_keys=True)
     else:
@@ -155,8 +155,6 @@ class _Tensors:
         return _factors(self._adapter.tensors, module, self._adapter.alphas[module])
 
     def _fused(self, native: NativeModule) -> Factors:
-        from fewstep.adapters.conversion.reading import swapped
-
         parts = [self._factors(p) if p in self._adapter.ranks else None for p in native.parts]
         if len(parts) > 1:
             factors, ranks = merge(parts, native.rows)
@@ -164,11 +162,7 @@ class _Tensors:
             return factors
         (factors,) = parts
         assert factors is not None
-        if native.swaps:
-            up, magnitude = swapped(factors.up), swapped(factors.magnitude)
-            assert up is not None
-            return Factors(factors.down, up, factors.alpha, magnitude)
-        return factors
+        return factors.swapped() if native.swaps else factors
 
     def _put(self, name: str, factors: Factors) -> None:
         tensors = self._file.tensors
@@ -200,18 +194,15 @@ class _Tensors:
     def _fused_delta(self, native: NativeModule, kind: str) -> "torch.Tensor":
         import torch
 
-        from fewstep.adapters.conversion.reading import swapped
-
         found = [self._adapter.extras.get(f"{part}.{kind}") for part in native.parts]
         there = next(delta for delta in found if delta is not None)
-        blank: Callable[[int], torch.Tensor] = lambda rows: there.new_zeros(rows, *there.shape[1:])  # noqa: E731
         rows = torch.cat(
-            [blank(n) if d is None else d for d, n in zip(found, native.rows, strict=True)]
+            [
+                there.new_zeros(height, *there.shape[1:]) if delta is None else delta
+                for delta, height in zip(found, native.rows, strict=True)
+            ]
         )
-        if native.swaps:
-            rows = swapped(rows)
-            assert rows is not None
-        return rows
+        return swapped(rows) if native.swaps else rows
 
 
 def _factors(tensors: "Mapping[str, torch.Tensor]", module: str, alpha: float) -> Factors:

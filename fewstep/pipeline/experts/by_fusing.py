@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, cast, final
 
 from diffusers import DiffusionPipeline
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fewstep.errors import AdapterError
@@ -12,14 +13,14 @@ from fewstep.pipeline import attached_adapter
 from fewstep.pipeline.attached_adapter import AdapterWeights, AttachedAdapter
 from fewstep.pipeline.experts.switch import (
     ExpertSwitch,
-    check_not_merged,
     check_one_per_network,
     check_same_models,
     models_of,
 )
 from fewstep.pipeline.extras import whole_extras
-from fewstep.pipeline.lora_layers import layers_with, lora_layers, offloading_paused
-from fewstep.pipeline.weight_sets import WeightSets, check_weights_in_place
+from fewstep.pipeline.lora_layers import layers_with, offloading_paused
+from fewstep.pipeline.our_layers import merged_error
+from fewstep.pipeline.weight_sets import OffloadGuard, WeightSets
 from fewstep.trajectory import PlannedStep
 
 
@@ -36,15 +37,21 @@ class FusedExperts(ExpertSwitch):
         self._is_permanent = False
         self._models = models_of(pipe, adapters)
         for model in self._models.values():
-            check_weights_in_place(model)
+            OffloadGuard(model).check(model.parameters())
         merged = [self._merged(pipe, adapter) for adapter in adapters]
         self._sets: dict[str, WeightSets] = {}
         self._version: dict[str, dict[int, int]] = {}
+        self._places: dict[str, list[tuple[nn.Module, str]]] = {}
         for component, model in self._models.items():
             mine = [index for index, values in enumerate(merged) if component in values]
             self._sets[component] = WeightSets(model, [merged[i][component] for i in mine])
             self._version[component] = {index: version for version, index in enumerate(mine)}
             self._sets[component].show(0)
+            paths = sorted({path for i in mine for path in adapters[i].parts[component].ranks})
+            self._places[component] = [
+                (model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2])
+                for path in paths
+            ]
 
     @property
     def adapters(self) -> tuple[AttachedAdapter, ...]:
@@ -67,11 +74,11 @@ class FusedExperts(ExpertSwitch):
     def prepare(self, pipe: DiffusionPipeline) -> str | None:
         """See `ExpertSwitch.prepare`; weights cannot be switched off."""
         check_same_models(pipe, self._models)
-        for component, model in self._models.items():
-            self._sets[component].look_up(model)
-            if self._sets[component].count > 1:
-                check_weights_in_place(model)
-                check_not_merged(lora_layers(model).values(), component)
+        for component, sets in self._sets.items():
+            if sets.count > 1:
+                sets.check_in_place()
+                if _is_merged(self._places[component]):
+                    raise merged_error(component)
         return None
 
     def fuse(self, pipe: DiffusionPipeline) -> None:
@@ -82,9 +89,8 @@ class FusedExperts(ExpertSwitch):
 
     def remove(self, pipe: DiffusionPipeline) -> None:
         """See `ExpertSwitch.remove`."""
-        for component, sets in self._sets.items():
-            check_weights_in_place(self._models[component])
-            sets.look_up(self._models[component])
+        for sets in self._sets.values():
+            sets.check_in_place()
             sets.show(None)
 
     def _merged(
@@ -103,6 +109,12 @@ class FusedExperts(ExpertSwitch):
         finally:
             with offloading_paused(pipe):
                 attached_adapter.detach(pipe, [name])
+
+
+def _is_merged(places: Sequence[tuple[nn.Module, str]]) -> bool:
+    """Whether the user merged a LoRA of theirs into the weights of the expert now in place."""
+    layers = (parent._modules.get(child) for parent, child in places)
+    return any(isinstance(layer, LoraLayer) and layer.merged_adapters for layer in layers)
 
 
 def _merged_weights(model: nn.Module, name: str, adapter: AdapterWeights) -> dict[str, Tensor]:

@@ -6,33 +6,27 @@ and serves every expert (peft calls this hotswapping).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from fewstep.errors import AdapterError, PipelineError
+from fewstep.errors import AdapterError
 from fewstep.pipeline import attached_adapter
 from fewstep.pipeline.attached_adapter import ADAPTER_NAME, AdapterWeights, AttachedAdapter
 from fewstep.pipeline.experts.switch import (
-    DISABLED,
     ExpertSwitch,
-    check_not_merged,
     check_one_per_network,
     check_same_models,
     experts_by_component,
     models_of,
-    was_off,
+    was_fused,
 )
 from fewstep.pipeline.extras import ExtraWeights
-from fewstep.pipeline.lora_layers import (
-    LoraWeights,
-    activate,
-    active_adapters,
-    layers_with,
-)
-from fewstep.pipeline.weight_sets import check_weights_in_place
+from fewstep.pipeline.lora_layers import LoraWeights, layers_with
+from fewstep.pipeline.our_layers import OurLayers, advice
+from fewstep.pipeline.weight_sets import OffloadGuard
 from fewstep.trajectory import PlannedStep
 
 
@@ -51,10 +45,11 @@ class HotswapExperts(ExpertSwitch):
         self._is_permanent = False
         self._by_component = experts_by_component(adapters)
         self._models = models_of(pipe, adapters)
-        for model in self._models.values():
-            check_weights_in_place(model)
+        self._guards = {part: OffloadGuard(model) for part, model in self._models.items()}
+        for part, guard in self._guards.items():
+            guard.check(self._models[part].parameters())
         self._extras = ExtraWeights(self._models, adapters)
-        self._slots: dict[str, list[Tensor]] = {}
+        self._layers: dict[str, OurLayers] = {}
         self._sets: dict[str, dict[int, list[Tensor]]] = {}
         self._current: dict[str, int] = {}
         attached_adapter.check_name_is_free(pipe, ADAPTER_NAME)
@@ -88,31 +83,18 @@ class HotswapExperts(ExpertSwitch):
     def prepare(self, pipe: DiffusionPipeline) -> str | None:
         """See `ExpertSwitch.prepare`."""
         check_same_models(pipe, self._models)
-        if self._is_permanent:
+        if self._is_permanent or was_fused(pipe, {ADAPTER_NAME}, self._by_component):
             return None
-        self._extras.look_up()
-        is_off, is_disabled = False, False
-        for component, model in self._models.items():
-            layers = list(layers_with(model, ADAPTER_NAME).values())
-            if self._slots[component] and not layers:
-                raise PipelineError(
-                    "the few-step adapter was removed from this pipeline (unload_lora_weights "
-                    "removes all); unwrap() the pipeline and wrap it again"
-                )
-            if len(self._by_component.get(component, ())) > 1:
-                check_weights_in_place(model)
-                check_not_merged(layers, component)
-            for layer in layers:
-                names = active_adapters(layer)
-                is_disabled = is_disabled or bool(layer.disable_adapters)
-                if ADAPTER_NAME not in names:
-                    activate(layer, [*names, ADAPTER_NAME])
-                    is_off = True
-            # pipe.to() made new tensors of the slot
-            self._slots[component] = _slot_tensors(model)
-        if is_disabled:
-            return DISABLED
-        return was_off([ADAPTER_NAME]) if is_off else None
+        self._extras.check_in_place()
+        conditions = []
+        for component, layers in self._layers.items():
+            takes_turns = len(self._by_component.get(component, ())) > 1
+            conditions.append(
+                layers.put_right(ADAPTER_NAME, component=component, takes_turns=takes_turns)
+            )
+            if takes_turns:
+                self._guards[component].check(_slot(layers))
+        return advice(conditions, [ADAPTER_NAME])
 
     def fuse(self, pipe: DiffusionPipeline) -> None:
         """See `ExpertSwitch.fuse`."""
@@ -144,8 +126,8 @@ class HotswapExperts(ExpertSwitch):
             {component: slot},
         )
         attached_adapter.attach(pipe, one)
-        self._slots[component] = _slot_tensors(model)
-        order = [name for name, _ in _slot_parameters(model)]
+        layers = self._layers[component] = OurLayers(model, frozenset({ADAPTER_NAME}))
+        order = _slot_names(model, layers)
         self._sets[component] = {
             index: [
                 _padded(weights, name, shapes[name], adapters[index].attached.scale)
@@ -155,29 +137,34 @@ class HotswapExperts(ExpertSwitch):
         }
 
     def _switch(self, component: str, index: int) -> None:
-        slots, values = self._slots[component], self._sets[component][index]
-        for position, slot in enumerate(slots):
-            if values[position].device != slot.device or values[position].dtype != slot.dtype:
-                values[position] = values[position].to(slot.device, slot.dtype)
-        with torch.no_grad():
-            if slots:
-                torch._foreach_copy_(slots, values)
+        slot, values = _slot(self._layers[component]), self._sets[component][index]
+        for position, tensor in enumerate(slot):
+            if values[position].device != tensor.device or values[position].dtype != tensor.dtype:
+                values[position] = values[position].to(tensor.device, tensor.dtype)
+        if slot:
+            with torch.no_grad():
+                torch._foreach_copy_(slot, values)
         self._current[component] = index
         self._extras.show(self._current)
 
 
-def _slot_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The slot's tensors under the names that adapter files have, always in the same order."""
-    found = []
-    for path, layer in layers_with(model, ADAPTER_NAME).items():
-        matrices: dict[str, Any] = {"lora_A": layer.lora_A, "lora_B": layer.lora_B}
-        for kind, modules in matrices.items():
-            found.append((f"{path}.{kind}.weight", modules[ADAPTER_NAME].weight))
-    return sorted(found, key=lambda pair: pair[0])
+def _slot(layers: OurLayers) -> list[Tensor]:
+    """The slot's tensors: down and up of each layer, in the order of the layers."""
+    return [
+        cast(Any, matrices)[ADAPTER_NAME].weight.data
+        for layer in layers.layers
+        for matrices in (layer.lora_A, layer.lora_B)
+    ]
 
 
-def _slot_tensors(model: nn.Module) -> list[Tensor]:
-    return [parameter.data for _, parameter in _slot_parameters(model)]
+def _slot_names(model: nn.Module, layers: OurLayers) -> list[str]:
+    """The same tensors under the names that adapter files have."""
+    paths = {id(layer): path for path, layer in layers_with(model, ADAPTER_NAME).items()}
+    return [
+        f"{paths[id(layer)]}.{kind}.weight"
+        for layer in layers.layers
+        for kind in ("lora_A", "lora_B")
+    ]
 
 
 def _padded_shapes(

@@ -5,21 +5,16 @@ has a scheduler, with or without callbacks, and in image to image that starts in
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from diffusers import DiffusionPipeline
-from peft.tuners.lora import LoraLayer
+from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import nn
 
 from fewstep.errors import PipelineError
 from fewstep.pipeline.attached_adapter import AdapterWeights, AttachedAdapter
 from fewstep.pipeline.lora_layers import plain_model
 from fewstep.trajectory import PlannedStep
-
-DISABLED = (
-    "LoRA layers are disabled (disable_lora), the few-step adapter with them; call enable_lora(), "
-    "or unwrap() the pipeline to sample without it"
-)
 
 
 class ExpertSwitch(ABC):
@@ -98,19 +93,6 @@ def check_same_models(pipe: DiffusionPipeline, models: Mapping[str, nn.Module]) 
             )
 
 
-def check_not_merged(layers: Iterable[LoraLayer], component: str) -> None:
-    """Refuse layers that `fuse_lora` merged: they ignore which adapter is active.
-
-    Raises:
-        PipelineError: One is merged.
-    """
-    if any(layer.merged for layer in layers):
-        raise PipelineError(
-            f"fuse_lora() merged the LoRAs of {component}, so its experts can no longer take "
-            "turns; call unfuse_lora() first"
-        )
-
-
 def check_one_per_network(adapters: Sequence[AttachedAdapter]) -> None:
     """Refuse to fuse or save several experts in one network.
 
@@ -128,10 +110,13 @@ def check_one_per_network(adapters: Sequence[AttachedAdapter]) -> None:
         seen[adapter.component] = adapter.name
 
 
-def was_off(names: Iterable[str]) -> str:
-    """What to tell a user whose call would have run without the few-step adapter."""
-    return (
-        f"the few-step adapter ({', '.join(names)}) had been switched off: loading a LoRA, or "
-        "set_adapters, leaves on only what it names; it is on again beside the others (name it in "
-        "set_adapters, with weight 0 if you want to do without)"
-    )
+def was_fused(
+    pipe: DiffusionPipeline, names: Set[str], by_component: Mapping[str, Sequence[int]]
+) -> bool:
+    """Whether the user merged all of our adapters with diffusers' own `fuse_lora`, which is fine.
+
+    Not where experts share a network: there it froze one of them.
+    """
+    if any(len(experts) > 1 for experts in by_component.values()):
+        return False
+    return isinstance(pipe, LoraBaseMixin) and names <= set(pipe.fused_loras)
