@@ -41,7 +41,7 @@ SWITCH_LIMIT = 1.02
 
 def main() -> int:
     """Measure, print a table, fail above the limit."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--json", type=Path)

@@ -20,6 +20,8 @@ from fewstep.recipe import Expert, FewStepRecipe
 from tests.tiny_pipelines import TinyFamily
 
 HIGH, LOW = "high_noise", "low_noise"
+TOLERANCE = 1e-4
+"""float32: base + delta in another order of sums, through four steps."""
 Deltas = Mapping[str, Mapping[str, Tensor]]
 """Component -> weight name -> what is added to it."""
 
@@ -148,3 +150,8 @@ def draw(pipe: Any, family: TinyFamily, **arguments: Any) -> Tensor:
     """One picture of seed 0."""
     pipe.set_progress_bar_config(disable=True)
     return pipe(**family.arguments(1), seed=0, **arguments)[0]
+
+
+def assert_same_picture(actual: Tensor, expected: Tensor) -> None:
+    """Equal up to `TOLERANCE`, relative and absolute."""
+    torch.testing.assert_close(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)

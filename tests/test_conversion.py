@@ -296,7 +296,8 @@ def test_alpha_from_metadata(metadata: dict[str, str], alpha: float, tmp_path: P
 
 def test_alpha_tensors_win_over_a_number_in_the_metadata(tmp_path: Path) -> None:
     down, up = torch.randn(6, 32), torch.randn(96, 6)
-    assert set(read(fused_file(tmp_path, up, down, 3.0, network_alpha="9"), FLUX).alphas.values()) == {3.0}
+    path = fused_file(tmp_path, up, down, 3.0, network_alpha="9")
+    assert set(read(path, FLUX).alphas.values()) == {3.0}
 
 
 def test_layers_of_nothing_but_zeros_that_do_not_fit_are_left_out(tmp_path: Path) -> None:

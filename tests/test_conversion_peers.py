@@ -226,7 +226,7 @@ def test_flux2_goes_through_diffusers(tmp_path: Path) -> None:
         tmp_path / "flux2.safetensors",
     )
     adapter = convert_to_diffusers(
-        read_header(tmp_path / "flux2.safetensors"), shapes, component="transformer", family="flux2"
+        read_header(tmp_path / "flux2.safetensors"), shapes, component="transformer"
     )
     found = deltas(adapter.tensors, adapter.alphas)
     assert set(found) == {f"transformer_blocks.0.attn.to_{x}" for x in "qkv"}

@@ -16,7 +16,7 @@ from fewstep.doctor.seen import SeenRun, SeenStep
 from fewstep.doctor.subject import Subject
 from fewstep.errors import AdapterError, RecipeError
 from fewstep.pipeline import FewStepPipeline
-from fewstep.recipe import METADATA_KEY, FewStepRecipe, Sampler
+from fewstep.recipe import METADATA_KEY, FewStepRecipe, ResolutionShift, Sampler
 from fewstep.schedulers import FewStepScheduler
 from tests.pains.common import built, drawn, finding, lora_tensors, write_lora
 from tests.tiny_pipelines import (
@@ -197,6 +197,19 @@ def test_pipelines_without_a_lora_loader_are_examined_with_an_adapter(tmp_path: 
 def test_the_guidance_a_class_embeds_is_part_of_a_healthy_call() -> None:
     found = examine(built(FLUX), recipe=FLUX.recipe(), arguments=FLUX.arguments(1) | OFF)
     assert "guidance/other-scale" not in found.codes
+
+
+def test_a_grid_that_depends_on_the_size_is_shown_as_it_is_for_this_size() -> None:
+    shift = ResolutionShift(base_shift=0.5, max_shift=1.15, base_tokens=256, max_tokens=4096)
+    recipe = replace(FLUX.recipe(timesteps=(1000.0, 750.0, 500.0, 250.0)), resolution_shift=shift)
+    pipe = built(FLUX, "FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True)
+    found = examine(pipe, recipe=recipe, arguments=FLUX.arguments(1) | OFF)
+    assert found.as_called is not None
+    assert found.with_fewstep is not None
+    assert found.as_called.timesteps == pytest.approx(found.with_fewstep.timesteps)
+    assert [t for t, _ in found.trained] == pytest.approx(found.as_called.timesteps)
+    assert found.trained[1][0] != 750.0
+    assert "grid/not-trained" not in found.codes
 
 
 def test_missing_files_are_errors_not_findings(tmp_path: Path) -> None:

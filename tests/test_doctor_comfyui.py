@@ -16,6 +16,7 @@ from fewstep.doctor import examine_adapter
 from fewstep.doctor.comfyui import comfy_settings, comfy_sigmas, runtime_levels, sigmas_text
 from fewstep.doctor.consumers import ComfySettings
 from fewstep.recipe import FewStepRecipe, Guidance, Lora, Sampler
+from fewstep.zoo import entries
 from tests.pains.common import finding, lora_tensors, write_lora
 from tests.tiny_pipelines import FLUX, SD3, SDXL, WAN21, flow_recipe, vp_recipe
 
@@ -155,6 +156,19 @@ def test_names_that_comfyui_passes_over_are_told(tmp_path: Path) -> None:
         found = examine_adapter(saved(f"{family}.safetensors", family, component))
         lost = finding(found, "comfyui/keys-not-loaded")
         assert (family in lost.sentence, lost.severity) == (True, "warning")
+
+
+def test_every_recipe_of_the_zoo_has_settings_or_a_reason() -> None:
+    for known in entries():
+        recipe = known.recipe
+        for grid in () if recipe is None else recipe.grids:
+            assert recipe is not None
+            found = comfy_settings(recipe, grid, weight=recipe.lora.scale)
+            assert len(found.sigmas) == grid.num_steps + 1, known.name
+            assert (found.sampler_name is None) <= bool(found.notes), known.name
+            read = [float(text) for text in LIKE_MANUAL_SIGMAS.findall(sigmas_text(found.sigmas))]
+            assert read == pytest.approx(found.sigmas, abs=1e-6), known.name
+            assert len(runtime_levels(recipe, grid.num_steps)) == grid.num_steps + 1
 
 
 @pytest.mark.skipif("COMFYUI_PATH" not in os.environ, reason="COMFYUI_PATH names no ComfyUI")

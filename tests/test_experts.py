@@ -14,6 +14,8 @@ from fewstep.pipeline import FewStepPipeline
 from tests.expert_files import (
     HIGH,
     LOW,
+    TOLERANCE,
+    assert_same_picture,
     deltas_of,
     draw,
     draw_by_hand,
@@ -24,8 +26,6 @@ from tests.tiny_pipelines import FLUX, PIXART, SD3, SD15, WAN22, TinyFamily, rec
 
 POLICIES = pytest.mark.parametrize("policy", ["adapters", "fused", "hotswap"])
 ONE_NETWORK = pytest.mark.parametrize("family", [SD15, SD3, FLUX, PIXART], ids=lambda f: f.name)
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-"""float32: base + delta in another order of sums, through four steps."""
 
 
 def high_and_low(folder: Path, component: str, scale: float = 1.0) -> list[list[Any]]:
@@ -66,8 +66,8 @@ def test_experts_of_one_network_draw_what_weights_set_by_hand_draw(
     stock = family.build()
     before = state_of(stock, family)
     pipe = FewStepPipeline.wrap(stock, adapter=folder, experts=policy)
-    torch.testing.assert_close(draw(pipe, family), expected, **CLOSE)
-    torch.testing.assert_close(draw(pipe, family), expected, **CLOSE)  # from the last phase again
+    assert_same_picture(draw(pipe, family), expected)
+    assert_same_picture(draw(pipe, family), expected)  # from the last phase again
     assert_same_state(pipe.unwrap(), family, before)
 
 
@@ -82,7 +82,7 @@ def test_experts_of_two_networks_draw_what_weights_set_by_hand_draw(
     stock = WAN22.build()
     before = state_of(stock, WAN22)
     pipe = FewStepPipeline.wrap(stock, adapter=folder, experts=policy)
-    torch.testing.assert_close(draw(pipe, WAN22), expected, **CLOSE)
+    assert_same_picture(draw(pipe, WAN22), expected)
     assert_same_state(pipe.unwrap(), WAN22, before)
 
 
@@ -94,7 +94,7 @@ def test_both_experts_matter(policy: str, tmp_path: Path) -> None:
     ours = draw(FewStepPipeline.wrap(SD3.build(), adapter=folder, experts=policy), SD3)
     for wrong in ([steps[0]] * 4, [steps[3]] * 4, [[]] * 4, [steps[0], *steps[2:], steps[3]]):
         other = draw_by_hand(SD3, recipe, wrong)
-        assert (ours - other).abs().max() > 100 * CLOSE["atol"]
+        assert (ours - other).abs().max() > 100 * TOLERANCE
 
 
 @POLICIES
@@ -104,7 +104,7 @@ def test_the_boundary_is_the_recipes_step(policy: str, num_high: int, tmp_path: 
     high, *_, low = high_and_low(folder, "transformer")
     expected = draw_by_hand(SD3, recipe, [high] * num_high + [low] * (4 - num_high))
     pipe = FewStepPipeline.wrap(SD3.build(), adapter=folder, experts=policy)
-    torch.testing.assert_close(draw(pipe, SD3), expected, **CLOSE)
+    assert_same_picture(draw(pipe, SD3), expected)
 
 
 @POLICIES
@@ -112,7 +112,7 @@ def test_the_scale_is_applied_to_every_expert(policy: str, tmp_path: Path) -> No
     folder, recipe = expert_folder(SD3, tmp_path)
     expected = draw_by_hand(SD3, recipe, high_and_low(folder, "transformer", 0.5))
     pipe = FewStepPipeline.wrap(SD3.build(), adapter=folder, adapter_scale=0.5, experts=policy)
-    torch.testing.assert_close(draw(pipe, SD3), expected, **CLOSE)
+    assert_same_picture(draw(pipe, SD3), expected)
 
 
 @POLICIES
@@ -131,7 +131,7 @@ def test_a_style_lora_put_on_before_or_after_reaches_every_phase(
     load_style(before, style)
     before.set_adapters(["style"], [0.7])
     pipe: Any = FewStepPipeline.wrap(before, adapter=folder, experts=policy)
-    torch.testing.assert_close(draw(pipe, SD3), expected, **CLOSE)
+    assert_same_picture(draw(pipe, SD3), expected)
     assert pipe.unwrap().get_active_adapters() == ["style"]
 
     after: Any = FewStepPipeline.wrap(SD3.build(), adapter=folder, experts=policy)
@@ -140,7 +140,7 @@ def test_a_style_lora_put_on_before_or_after_reaches_every_phase(
     after.set_adapters([*names, "style"], [*[1.0] * len(names), 0.7])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        torch.testing.assert_close(draw(after, SD3), expected, **CLOSE)
+        assert_same_picture(draw(after, SD3), expected)
 
 
 @pytest.mark.parametrize("policy", ["adapters", "hotswap"])
@@ -155,9 +155,9 @@ def test_an_adapter_that_set_adapters_leaves_out_is_put_on_again_with_one_warnin
     load_style(pipe, style)  # leaves only "style" on
     with pytest.warns(UserWarning, match="had been switched off: loading a LoRA, or set_adapters"):
         first = draw(pipe, SD3)
-    torch.testing.assert_close(first, draw_by_hand(SD3, recipe, steps), **CLOSE)
+    assert_same_picture(first, draw_by_hand(SD3, recipe, steps))
     pipe.set_adapters(["style"])
-    torch.testing.assert_close(draw(pipe, SD3), first, **CLOSE)  # told once
+    assert_same_picture(draw(pipe, SD3), first)  # told once
 
 
 @pytest.mark.parametrize("policy", ["adapters", "hotswap"])
@@ -167,10 +167,10 @@ def test_disabled_lora_is_said_and_left_as_it_is(policy: str, tmp_path: Path) ->
     pipe.disable_lora()
     with pytest.warns(UserWarning, match="LoRA layers are disabled"):
         picture = draw(pipe, SD3)
-    torch.testing.assert_close(picture, draw_by_hand(SD3, recipe, [[]] * 4), **CLOSE)
+    assert_same_picture(picture, draw_by_hand(SD3, recipe, [[]] * 4))
     pipe.enable_lora()
     expected = draw_by_hand(SD3, recipe, high_and_low(folder, "transformer"))
-    torch.testing.assert_close(draw(pipe, SD3), expected, **CLOSE)
+    assert_same_picture(draw(pipe, SD3), expected)
 
 
 @pytest.mark.parametrize("policy", ["adapters", "hotswap"])

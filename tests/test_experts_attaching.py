@@ -14,11 +14,17 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from fewstep.errors import AdapterError, PipelineError
 from fewstep.pipeline import FewStepPipeline
 from fewstep.recipe import Lora
-from tests.expert_files import deltas_of, draw, draw_by_hand, expert_file, expert_folder
+from tests.expert_files import (
+    assert_same_picture,
+    deltas_of,
+    draw,
+    draw_by_hand,
+    expert_file,
+    expert_folder,
+)
 from tests.tiny_pipelines import PIXART, SD3, SD15
 
 POLICIES = pytest.mark.parametrize("policy", ["adapters", "fused", "hotswap"])
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def with_alpha(file: Path, alpha: float) -> Path:
@@ -48,7 +54,7 @@ def test_kohya_files_with_alpha_load_in_any_pipeline(
     quarter = deltas_of(file, family.denoisers[0], scale=0.25)
     expected = draw_by_hand(family, recipe, [[quarter]] * 4)
     pipe = FewStepPipeline.wrap(family.build(), adapter=kohya, recipe=recipe, experts=policy)
-    torch.testing.assert_close(draw(pipe, family), expected, **CLOSE)
+    assert_same_picture(draw(pipe, family), expected)
 
 
 @pytest.mark.parametrize("policy", ["adapters", "fused"])
@@ -65,7 +71,7 @@ def test_a_dora_draws_what_diffusers_draws_with_it(policy: str, tmp_path: Path) 
     stock.load_lora_weights(str(dora))
     theirs = draw(FewStepPipeline.wrap(stock, recipe=SD3.recipe()), SD3)
     pipe = FewStepPipeline.wrap(SD3.build(), adapter=dora, recipe=SD3.recipe(), experts=policy)
-    torch.testing.assert_close(draw(pipe, SD3), theirs, **CLOSE)
+    assert_same_picture(draw(pipe, SD3), theirs)
     plain = draw(FewStepPipeline.wrap(SD3.build(), adapter=file), SD3)
     assert not torch.allclose(theirs, plain, atol=1e-2)
 
@@ -100,7 +106,7 @@ def test_whole_differences_are_added_exactly_and_taken_back_exactly(
     stock = SD3.build()
     before = {k: v.clone() for k, v in stock.components["transformer"].state_dict().items()}
     pipe = FewStepPipeline.wrap(stock, adapter=folder, recipe=recipe, experts=policy)
-    torch.testing.assert_close(draw(pipe, SD3), expected, **CLOSE)
+    assert_same_picture(draw(pipe, SD3), expected)
     after = pipe.unwrap().components["transformer"].state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
@@ -158,7 +164,7 @@ def test_text_encoder_layers_are_adapted_too(kind: str, policy: str, tmp_path: P
     by_hand.load_state_dict({**state, key: state[key] + delta})
     expected = by_hand(tokens)[0].detach()
     pipe: Any = FewStepPipeline.wrap(stock, adapter=file, recipe=SD15.recipe(), experts=policy)
-    torch.testing.assert_close(pipe.text_encoder(tokens)[0].detach(), expected, **CLOSE)
+    assert_same_picture(pipe.text_encoder(tokens)[0].detach(), expected)
     assert not torch.allclose(expected, plain, atol=1e-2)
     stock = pipe.unwrap()
     assert torch.equal(stock.text_encoder(tokens)[0].detach(), plain)
@@ -234,12 +240,12 @@ def test_weight_one_in_set_adapters_is_the_recipes_scale(tmp_path: Path) -> None
     recipe = replace(SD3.recipe(), lora=Lora(scale=0.125))
     pipe: Any = FewStepPipeline.wrap(SD3.build(), adapter=file, recipe=recipe)
     expected = draw_by_hand(SD3, recipe, [[deltas_of(file, "transformer", 0.125)]] * 4)
-    torch.testing.assert_close(draw(pipe, SD3), expected, **CLOSE)
+    assert_same_picture(draw(pipe, SD3), expected)
     pipe.set_adapters(["fewstep"])
-    torch.testing.assert_close(draw(pipe, SD3), expected, **CLOSE)
+    assert_same_picture(draw(pipe, SD3), expected)
     pipe.set_adapters(["fewstep"], [0.5])
     half = draw_by_hand(SD3, recipe, [[deltas_of(file, "transformer", 0.0625)]] * 4)
-    torch.testing.assert_close(draw(pipe, SD3), half, **CLOSE)
+    assert_same_picture(draw(pipe, SD3), half)
 
 
 @pytest.mark.parametrize("policy", ["adapters", "hotswap"])
@@ -251,6 +257,6 @@ def test_fuse_lora_and_unload_of_diffusers_keep_one_adapter_in_the_weights(
     pipe: Any = FewStepPipeline.wrap(SD3.build(), adapter=file, experts=policy)
     picture = draw(pipe, SD3)
     pipe.fuse_lora()
-    torch.testing.assert_close(draw(pipe, SD3), picture, **CLOSE)
+    assert_same_picture(draw(pipe, SD3), picture)
     pipe.unload_lora_weights()
-    torch.testing.assert_close(draw(pipe, SD3), picture, **CLOSE)
+    assert_same_picture(draw(pipe, SD3), picture)

@@ -10,10 +10,8 @@ from torch._dynamo.utils import counters
 
 from fewstep.errors import AdapterError, PipelineError
 from fewstep.pipeline import FewStepPipeline
-from tests.expert_files import draw, expert_file, expert_folder, expert_recipe
+from tests.expert_files import assert_same_picture, draw, expert_file, expert_folder, expert_recipe
 from tests.tiny_pipelines import SD3, SD15, TinyFamily
-
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def graphs() -> int:
@@ -49,7 +47,7 @@ def test_a_compiled_network_is_compiled_once_for_all_experts(
     assert seen[0] > 0
     assert set(seen) == {seen[0]}  # nothing was compiled after the first call of the first image
     for picture in pictures:
-        torch.testing.assert_close(picture, plain, **CLOSE)
+        assert_same_picture(picture, plain)
 
 
 def test_adapters_cost_a_compilation_per_expert_and_none_after_the_first_image(
@@ -74,7 +72,7 @@ def test_a_pipeline_compiled_before_wrapping_is_served_too(tmp_path: Path) -> No
     stock: Any = SD3.build()
     stock.transformer = torch.compile(stock.transformer, backend="eager")
     pipe = FewStepPipeline.wrap(stock, adapter=folder, experts="hotswap")
-    torch.testing.assert_close(draw(pipe, SD3), expected, **CLOSE)
+    assert_same_picture(draw(pipe, SD3), expected)
 
 
 def test_a_step_that_keeps_the_expert_copies_nothing(
@@ -145,7 +143,7 @@ def test_a_pipeline_moved_to_another_dtype_switches_there(policy: str, tmp_path:
     }
     picture = pipe(**arguments, seed=0)[0]
     assert picture.dtype == torch.float64
-    torch.testing.assert_close(picture.float(), expected, **CLOSE)
+    assert_same_picture(picture.float(), expected)
     dtypes = {parameter.dtype for parameter in pipe.unwrap().transformer.parameters()}
     assert dtypes == {torch.float64}
 
@@ -167,4 +165,4 @@ def test_a_dora_cannot_share_a_slot(tmp_path: Path) -> None:
         draw(FewStepPipeline.wrap(SD3.build(), adapter=tmp_path, recipe=recipe, experts=p), SD3)
         for p in ("adapters", "fused")
     ]
-    torch.testing.assert_close(*pictures, **CLOSE)
+    assert_same_picture(*pictures)

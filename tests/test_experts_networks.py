@@ -150,7 +150,7 @@ def test_fuse_merges_both_networks_and_saving_keeps_both(policy: str, tmp_path: 
             torch.testing.assert_close(after[key], before[key] + deltas.get(key, 0.0))
     pipe.save_pretrained(tmp_path / "saved")
     stock = DiffusionPipeline.from_pretrained(tmp_path / "saved", text_encoder=None, tokenizer=None)
-    assert stock.config.boundary_ratio == recipe.experts[0].sigma_low
+    assert stock.config["boundary_ratio"] == recipe.experts[0].sigma_low
     again = FewStepPipeline.from_pretrained(tmp_path / "saved")
     assert again.recipe.experts == recipe.experts
     torch.testing.assert_close(draw(again, WAN22), picture, rtol=1e-4, atol=1e-4)

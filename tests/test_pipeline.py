@@ -65,7 +65,7 @@ def lora_file(
     )
 
 
-def draw(pipe: FewStepPipeline, family: TinyFamily, **kwargs: object) -> torch.Tensor:
+def draw(pipe: FewStepPipeline, family: TinyFamily, **kwargs: Any) -> torch.Tensor:
     pipe.set_progress_bar_config(disable=True)
     return pipe(**family.arguments(1), seed=0, **kwargs)[0]
 

@@ -214,3 +214,9 @@ def test_calls_that_contradict_the_recipe_are_errors() -> None:
     pipe.update_components(scheduler=diffusers.LCMScheduler())
     with pytest.raises(PipelineError, match="the scheduler was replaced by LCMScheduler"):
         draw(pipe, SDXL)
+
+
+def test_the_classic_wrap_points_to_the_modular_one() -> None:
+    pipe: Any = modular(SDXL)
+    with pytest.raises(PipelineError, match="use FewStepModularPipeline.wrap"):
+        FewStepPipeline.wrap(pipe, recipe=SDXL.recipe())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep.errors import PipelineError
 from fewstep.pipeline import FewStepPipeline
 from fewstep.recipe import Sampler
 from tests.tiny.families import FLUX, SD3, SD15, SDXL
@@ -192,3 +193,9 @@ def test_inpainting_from_pure_noise_scales_it_to_a_start_below_full_noise() -> N
     draw(pipe, arguments_of(pipe, SD3_WIDE, mask_image=half_mask()), strength=1.0)
     assert len(calls) == 2
     torch.testing.assert_close(calls[0].sample, 0.8 * made[0][1])
+
+
+def test_what_a_diffusers_class_has_no_argument_for_is_one_sentence() -> None:
+    pipe = made_for(FLUX, diffusers.FluxControlNetImg2ImgPipeline)
+    with pytest.raises(PipelineError, match="takes no ip_adapter_image; drop it"):
+        pipe(**arguments_of(pipe, FLUX), ip_adapter_image=picture())

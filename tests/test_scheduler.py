@@ -1,5 +1,6 @@
 """FewStepScheduler: the recipe's grid, the step rule against diffusers' own, noise and config."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from diffusers import LCMScheduler, TCDScheduler
 
 from fewstep.errors import PipelineError, RecipeError, ShapeError
-from fewstep.recipe import FewStepRecipe, Sampler
+from fewstep.recipe import FewStepRecipe, ResolutionShift, Sampler, Schedule
 from fewstep.schedulers import FewStepScheduler, NoiseLayout
 from tests.tiny_pipelines import flow_recipe, vp_recipe
 
@@ -241,3 +242,44 @@ def test_a_start_below_full_noise_scales_the_first_noise_to_its_sigma() -> None:
 def test_recipes_it_cannot_obey_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(PipelineError, match=words):
         FewStepScheduler(flow_recipe("flux", SHIFT_5, **change))
+
+
+def test_a_copy_made_inside_a_call_draws_on_from_the_same_generators() -> None:
+    """LTX-2 copies its scheduler for the audio; neither noise nor hooks may be doubled."""
+    scheduler = FewStepScheduler(flow_recipe("ltx2", SHIFT_5, stochasticity=1.0))
+    seen: list[float] = []
+    scheduler.before_call = lambda planned: seen.append(planned.level.sigma)
+    generator = torch.Generator().manual_seed(3)
+    with scheduler.bound(generator):
+        twin = copy.deepcopy(scheduler)
+        zeros = torch.zeros(1, 4, 8, 8)
+        drawn = [s.step(zeros, 1000.0, zeros, return_dict=False)[0] for s in (scheduler, twin)]
+    stream = torch.Generator().manual_seed(3)
+    for one in drawn:
+        noise = torch.randn(1, 4, 8, 8, generator=stream)
+        torch.testing.assert_close(one, 0.9375 * noise)
+    assert twin.before_call is scheduler.before_call
+    twin.set_timesteps(4)
+    assert scheduler.step_index == 1
+
+
+def test_a_recipe_bound_to_the_size_is_not_run_without_one() -> None:
+    shift = ResolutionShift(base_shift=0.5, max_shift=1.15, base_tokens=256, max_tokens=4096)
+    recipe = flow_recipe(
+        "flux", (1000.0, 500.0), schedule=Schedule(kind="flow", shift=1.0), resolution_shift=shift
+    )
+    scheduler = FewStepScheduler(recipe)
+    zeros = torch.zeros(1, 4, 8, 8)
+    with pytest.raises(PipelineError, match="depends on the image size, but .* passed no mu"):
+        scheduler.step(zeros, 1000.0, zeros)
+    scheduler.set_timesteps(2, mu=0.0)
+    scheduler.step(zeros, 1000.0, zeros)
+
+
+def test_a_plan_of_ones_own_is_run_as_it_is() -> None:
+    scheduler = FewStepScheduler(flow_recipe("sd3", SHIFT_5))
+    scheduler.install_plan(scheduler.plan[2:])
+    assert scheduler.timesteps.tolist() == pytest.approx(SHIFT_5[2:])
+    assert scheduler.num_inference_steps == 2
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == pytest.approx(SHIFT_5)

@@ -42,7 +42,7 @@ class ExpertTag:
 
 
 def expert_tag(header: AdapterHeader) -> ExpertTag | None:
-    """Which expert the file says it is; None where it says nothing, or contradicts itself."""
+    """Which expert the file says it is, by the most reliable place; None where none says."""
     tags = expert_tags(header)
     return tags[0] if tags else None
 
@@ -53,11 +53,10 @@ def expert_tags(header: AdapterHeader) -> tuple[ExpertTag, ...]:
     phase = header.metadata.get(PHASE_KEY, "").strip()
     if phase:
         found.append(ExpertTag(phase, f"{PHASE_KEY!r} in the file's metadata"))
-    components = {
-        name.component for name in map(parse_name, header.tensors) if not name.is_text_encoder
-    }
-    if len(components) == 1 and (name := COMPONENT_EXPERTS.get(next(iter(components)))):
-        found.append(ExpertTag(name, f"its modules, which are for {next(iter(components))}"))
+    denoisers = [name for name in components_of(header) if not name.startswith("text_encoder")]
+    if len(denoisers) == 1 and denoisers[0] in COMPONENT_EXPERTS:
+        known_by = f"its modules, which are for {denoisers[0]}"
+        found.append(ExpertTag(COMPONENT_EXPERTS[denoisers[0]], known_by))
     for text, what in (
         (header.path.stem, "the file's name"),
         (header.path.parent.name, "its folder's name"),
@@ -67,6 +66,13 @@ def expert_tags(header: AdapterHeader) -> tuple[ExpertTag, ...]:
             found.append(ExpertTag(name, what))
             break
     return tuple(found)
+
+
+def components_of(header: AdapterHeader) -> tuple[str, ...]:
+    """Components that the tensors are for, sorted; "denoiser" for names that do not say which."""
+    # What is before the first dot decides, and most files have few such beginnings.
+    beginnings = {name.partition(".")[0]: name for name in header.tensors}
+    return tuple(sorted({parse_name(name).component for name in beginnings.values()}))
 
 
 def _name_hint(text: str) -> str | None:

@@ -58,7 +58,9 @@ def guess_family(modules: Sequence[LoraModule]) -> str | None:
         return "ltx"
     for family, pattern in _NAMES:
         # Joint attention beside "ff_net" is an MMDiT, not PixArt.
-        if not (joint and family in ("sana", "pixart", "cogvideox")) and any(map(pattern.search, widths)):
+        if not (joint and family in ("sana", "pixart", "cogvideox")) and any(
+            map(pattern.search, widths)
+        ):
             return family
     if joint:
         return "qwen-image" if QWEN_WIDTH in joint else "sd3"
@@ -81,6 +83,7 @@ _BASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sd15", ("down_blocks.0.resnets.0.conv1.weight",)),
     ("hunyuan-video", ("context_embedder.proj_in.weight", "norm_out.linear.weight")),
     ("flux", ("single_transformer_blocks.0.proj_mlp.weight",)),
+    ("flux2", ("single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight",)),
     ("sd3", ("pos_embed.proj.weight", "context_embedder.weight")),
     ("pixart", ("adaln_single.linear.weight", "pos_embed.proj.weight")),
     ("sana", ("transformer_blocks.0.ff.conv_inverted.weight",)),

@@ -14,11 +14,11 @@ from typing import Literal
 from fewstep.adapters.conversion.name_index import NameIndex
 from fewstep.adapters.conversion.plan import Plan, plan_conversion
 from fewstep.adapters.coverage import Coverage
-from fewstep.adapters.expert_tags import ExpertTag, expert_tags
+from fewstep.adapters.expert_tags import ExpertTag, components_of, expert_tags
 from fewstep.adapters.families import KNOWN, family_of_base, guess_family
 from fewstep.adapters.header import AdapterHeader
 from fewstep.adapters.modules import LoraModule, lora_metadata, lora_modules
-from fewstep.adapters.names import parse_name, shown
+from fewstep.adapters.names import DENOISER, shown
 from fewstep.adapters.rank_table import RankRow, rank_table, scale_problems
 from fewstep.adapters.values import check_dtypes, check_values, is_zero
 from fewstep.errors import AdapterError
@@ -123,9 +123,7 @@ def coverage_of(
     index = NameIndex(family, base_shapes)
     plan = plan_conversion(header, base_shapes, index, component=component, family=family)
     sources = [source for source in plan.sources if source.target is not None]
-    offenders = [
-        name for name in plan.offenders if not sources or not _is_idle(header, plan, name)
-    ]
+    offenders = [name for name in plan.offenders if not sources or not _is_idle(header, plan, name)]
     if offenders:
         raise AdapterError(_refusal(header, plan, offenders, len(sources), family))
     if not sources:
@@ -148,8 +146,7 @@ def coverage_of(
 
 def named_components(header: AdapterHeader) -> tuple[str, ...]:
     """Pipeline components in the names of a file's tensors, sorted; kohya's text encoders too."""
-    names = map(parse_name, header.tensors)
-    return tuple(sorted({name.component for name in names if name.component != "denoiser"}))
+    return tuple(name for name in components_of(header) if name != DENOISER)
 
 
 def alpha_problems(header: AdapterHeader, modules: Sequence[LoraModule]) -> list[str]:

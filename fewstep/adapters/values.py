@@ -60,8 +60,9 @@ def check_dtypes(header: AdapterHeader) -> None:
             such tensor is named.
     """
     for name, info in header.tensors.items():
-        allowed = ALPHA_DTYPES if parse_name(name).part == "alpha" else LORA_DTYPES
-        if info.dtype not in allowed:
+        if info.dtype in LORA_DTYPES:
+            continue
+        if parse_name(name).part != "alpha" or info.dtype not in ALPHA_DTYPES:
             raise AdapterError(
                 f"{header.path}: {shown(name)} is stored as {info.dtype}, which is no LoRA weight "
                 f"({', '.join(LORA_DTYPES)}); convert the file to BF16 or F16"
@@ -82,7 +83,7 @@ def check_values(header: AdapterHeader) -> None:
         if len(pieces) < 2:
             positions = [_first_bad(header, piece) for piece in pieces]
         else:  # reading and numpy both let other threads run
-            with ThreadPoolExecutor(min(NUM_THREADS, len(pieces))) as threads:
+            with ThreadPoolExecutor(min(NUM_THREADS, os.cpu_count() or 1)) as threads:
                 positions = list(threads.map(lambda piece: _first_bad(header, piece), pieces))
     except OSError as error:
         raise AdapterError(f"{header.path}: cannot be read ({error.strerror})") from error

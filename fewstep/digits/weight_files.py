@@ -17,6 +17,7 @@ def write_autoencoder(model: AutoencoderTiny, folder: Path) -> None:
     """Save in float16, leaving `model` as it was."""
     half = copy.deepcopy(model).half()
     half.save_pretrained(folder)
+    _forget_origin(folder)
 
 
 def read_autoencoder(folder: Path) -> AutoencoderTiny:
@@ -40,6 +41,15 @@ def write_teacher(pipe: StableDiffusion3Pipeline | StableDiffusionPipeline, fold
         tokenizer = half.components.get(name)
         if isinstance(tokenizer, CLIPTokenizer):
             _write_slow_files(tokenizer, folder / name)
+    _forget_origin(folder)
+
+
+def _forget_origin(folder: Path) -> None:
+    """Drop the temporary folder that diffusers notes as the model's origin."""
+    for file in folder.rglob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_slow_files(tokenizer: CLIPTokenizer, folder: Path) -> None:

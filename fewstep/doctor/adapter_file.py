@@ -11,9 +11,10 @@ from fewstep.doctor.finding import Diagnosis, Finding, worst_first
 from fewstep.doctor.lora_file import LORA_FILE_CHECKS
 from fewstep.doctor.recipe import RECIPE_CHECKS
 from fewstep.doctor.subject import AdapterFile, StockLoad, Subject
+from fewstep.doctor.trained import trained_timesteps
 from fewstep.errors import RecipeNotFoundError
 from fewstep.model_files import find_adapter
-from fewstep.recipe import FewStepRecipe
+from fewstep.recipe import FewStepRecipe, Grid
 from fewstep.recipe_resolution import ResolvedRecipe, recipe_sources, resolve_recipe
 from fewstep.zoo import likely_entries
 
@@ -111,10 +112,18 @@ def diagnosis_of(subject: Subject, name: str, findings: list[Finding]) -> Diagno
     return Diagnosis(
         subject=name,
         recipe_source=subject.recipe_source,
-        trained=tuple(zip(grid.timesteps, grid.sigmas, strict=False)),
+        trained=_trained(subject, grid),
         as_called=subject.as_called,
         with_fewstep=subject.with_fewstep,
         findings=worst_first(findings),
         comfyui=comfy_settings(recipe, grid, weight=weight),
         runtime=runtime_levels(recipe, grid.num_steps),
     )
+
+
+def _trained(subject: Subject, grid: Grid) -> tuple[tuple[float, float], ...]:
+    """Grids that depend on the size are shown as they are for the size probed."""
+    timesteps = trained_timesteps(subject)
+    if timesteps != grid.timesteps:
+        return tuple((t, t / subject.total) for t in timesteps)
+    return tuple(zip(timesteps, grid.sigmas, strict=False))

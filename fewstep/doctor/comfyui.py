@@ -13,6 +13,8 @@ from fewstep.recipe import FewStepRecipe, Grid
 
 SAME = 1e-3
 """Sigmas of a stock scheduler this near to the recipe's are the recipe's."""
+LEAST_SIGNAL = 4.8973451890853435e-08
+"""alpha squared where a schedule ends without any signal: ComfyUI's own number for that (zsnr)."""
 SHIFT_NODES = {  # family -> the node that sets the shift
     "flux": "ModelSamplingFlux",
     "z-image": "ModelSamplingAuraFlow",
@@ -63,7 +65,7 @@ def comfy_sigmas(recipe: FewStepRecipe, grid: Grid) -> tuple[float, ...]:
     """A grid's sigmas in ComfyUI's convention, N + 1 values, the terminal last."""
     if recipe.base.schedule.kind == "flow":
         return grid.sigmas
-    return tuple(sigma / (1.0 - sigma * sigma) ** 0.5 for sigma in grid.sigmas)
+    return tuple(sigma / max(1.0 - sigma * sigma, LEAST_SIGNAL) ** 0.5 for sigma in grid.sigmas)
 
 
 def sigmas_text(sigmas: tuple[float, ...]) -> str:

@@ -31,9 +31,10 @@ def networks_of(pipe: DiffusionPipeline) -> tuple[Network, ...]:
 
 def vae_of(pipe: DiffusionPipeline) -> Vae | None:
     """The VAE; SDXL's is tried in float16, which only some copies of it survive."""
-    vae: Any = pipe.components.get("vae")
-    if not isinstance(vae, nn.Module):
+    part = pipe.components.get("vae")
+    if not isinstance(part, nn.Module):
         return None
+    vae: Any = part
     dtype = next((p.dtype for p in vae.parameters()), torch.float32)
     config = vae.config
     upcast = bool(config.get("force_upcast", False))

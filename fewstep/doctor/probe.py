@@ -223,14 +223,14 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _deviation(sample: Tensor) -> float:
-    return float(sample.detach().double().std(correction=0).cpu())
+    return float(sample.detach().cpu().double().std(correction=0))  # some GPUs have no float64
 
 
 def _correlation(before: Tensor, after: Tensor, clean: float) -> float | None:
     if before.shape != after.shape or min(_deviation(before), _deviation(after)) < clean:
         return None
-    a, b = before.detach().double().flatten(), after.detach().double().flatten()
-    return float(nn.functional.cosine_similarity(a, b, dim=0).cpu())
+    a, b = before.detach().cpu().double().flatten(), after.detach().cpu().double().flatten()
+    return float(nn.functional.cosine_similarity(a, b, dim=0))
 
 
 def _with_variance(output: Tensor, wanted: Tensor) -> Tensor:

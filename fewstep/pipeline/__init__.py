@@ -2,6 +2,7 @@
 
 from fewstep.pipeline.few_step_pipeline import FewStepPipeline
 from fewstep.pipeline.guidance import translate_guidance
+from fewstep.pipeline.modular import FewStepModularPipeline
 from fewstep.pipeline.teacher_refine import TeacherRefine
 
-__all__ = ["FewStepPipeline", "TeacherRefine", "translate_guidance"]
+__all__ = ["FewStepModularPipeline", "FewStepPipeline", "TeacherRefine", "translate_guidance"]

@@ -9,10 +9,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from fewstep.errors import PipelineError
 from fewstep.pipeline.image_to_image import begin
 from fewstep.schedulers import NoiseLayout
 from fewstep.start_rules import DEFAULT_START_RULE
@@ -65,6 +67,8 @@ def _call_of(stock: type) -> Callable[..., Any]:
     @functools.wraps(stock.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         ours = {name: kwargs.pop(name, default) for name, default in added.items()}
+        if not has_rest:
+            _check_known(stock, kwargs, signature)
         bound = signature.bind(self, *args, **kwargs).arguments
         bound.pop("self")
         rest = bound.pop(parameters[-1].name, {}) if has_rest else {}
@@ -78,6 +82,15 @@ def _call_of(stock: type) -> Callable[..., Any]:
 
     vars(__call__)["__signature__"] = signature.replace(parameters=parameters)
     return __call__
+
+
+def _check_known(stock: type, given: dict[str, Any], signature: inspect.Signature) -> None:
+    for name in given:
+        if name not in signature.parameters:
+            raise PipelineError(
+                f"{stock.__name__} of diffusers {diffusers.__version__} takes no {name}; drop it, "
+                "or use a pipeline class that takes it"
+            )
 
 
 def _starts_from_strength(stock: Any) -> bool:

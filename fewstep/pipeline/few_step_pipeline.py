@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 
 from fewstep.errors import PipelineError
 from fewstep.loading import load_stock_pipeline
@@ -142,6 +142,8 @@ class FewStepPipeline(DiffusionPipeline):
         """
         if isinstance(pipe, FewStepPipeline):
             raise PipelineError("this pipeline is already wrapped; unwrap() it first")
+        if isinstance(pipe, ModularPipeline):
+            raise PipelineError("this is a modular pipeline; use FewStepModularPipeline.wrap")
         files = () if adapter is None else find_files(adapter)
         origin = pipe.config.get("_name_or_path")
         sidecar = find_base_sidecar(origin, {"local_files_only": True}) if origin else None

@@ -196,6 +196,6 @@ def test_10_a_lora_loaded_after_the_cast_to_eight_bits_is_cast_too(tmp_path: Pat
     finding(found, "adapter/quantised-base")
 
     right = FewStepPipeline.wrap(built(SD3), adapter=file)
-    right.transformer.enable_layerwise_casting(**few_bits)  # pyright: ignore[reportAttributeAccessIssue]
+    right.transformer.enable_layerwise_casting(**few_bits)
     codes = examine(right, arguments=SD3.arguments(1)).codes
     assert codes == ("adapter/quantised-base",)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fewstep.adapters.conversion.name_rules import NativeModule, native_modules
+from fewstep.adapters.conversion.name_rules import RULES, NativeModule, native_modules
 from fewstep.adapters.conversion.parts import without_prefixes
 
 _COMPONENT = re.compile(r"(unet|transformer(?:_2)?)\.")
@@ -31,13 +31,15 @@ class NameIndex:
     """Every name that one base's layers go by.
 
     Args:
-        family: A key of `name_rules.RULES`, or None: diffusers names only.
+        family: A key of `name_rules.RULES`; another or None: diffusers names only.
         shapes: diffusers parameter name -> shape.
     """
 
     def __init__(self, family: str | None, shapes: Mapping[str, tuple[int, ...]]) -> None:
         weights = weights_of(shapes)
-        self.native: tuple[NativeModule, ...] = native_modules(family, weights) if family else ()
+        self.native: tuple[NativeModule, ...] = (
+            native_modules(family, weights) if family in RULES else ()
+        )
         self._targets: dict[str, Target] = {}
         for module, shape in weights.items():
             self._add(module, Target((module,), shape[:1]))

@@ -54,7 +54,7 @@ def convert_to_diffusers(
     if needs_diffusers(header, family):
         assert family is not None
         header, read = through_diffusers(header, family, read)
-    index = NameIndex(family if family in RULES else None, base_shapes)
+    index = NameIndex(family, base_shapes)
     plan = plan_conversion(header, base_shapes, index, component=component, family=family)
     plan = without_effectless(plan, read)
     if plan.offenders:

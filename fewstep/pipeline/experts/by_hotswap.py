@@ -50,6 +50,7 @@ class HotswapExperts(ExpertSwitch):
             guard.check(self._models[part].parameters())
         self._extras = ExtraWeights(self._models, adapters)
         self._layers: dict[str, OurLayers] = {}
+        self._slots: dict[str, list[dict[str, Any]]] = {}
         self._sets: dict[str, dict[int, list[Tensor]]] = {}
         self._current: dict[str, int] = {}
         attached_adapter.check_name_is_free(pipe, ADAPTER_NAME)
@@ -93,7 +94,7 @@ class HotswapExperts(ExpertSwitch):
                 layers.put_right(ADAPTER_NAME, component=component, takes_turns=takes_turns)
             )
             if takes_turns:
-                self._guards[component].check(_slot(layers))
+                self._guards[component].check(p["weight"] for p in self._slots[component])
         return advice(conditions, [ADAPTER_NAME])
 
     def fuse(self, pipe: DiffusionPipeline) -> None:
@@ -127,6 +128,7 @@ class HotswapExperts(ExpertSwitch):
         )
         attached_adapter.attach(pipe, one)
         layers = self._layers[component] = OurLayers(model, frozenset({ADAPTER_NAME}))
+        self._slots[component] = _slot_of(layers)
         order = _slot_names(model, layers)
         self._sets[component] = {
             index: [
@@ -137,7 +139,8 @@ class HotswapExperts(ExpertSwitch):
         }
 
     def _switch(self, component: str, index: int) -> None:
-        slot, values = _slot(self._layers[component]), self._sets[component][index]
+        slot = [place["weight"] for place in self._slots[component]]
+        values = self._sets[component][index]
         for position, tensor in enumerate(slot):
             if values[position].device != tensor.device or values[position].dtype != tensor.dtype:
                 values[position] = values[position].to(tensor.device, tensor.dtype)
@@ -148,10 +151,13 @@ class HotswapExperts(ExpertSwitch):
         self._extras.show(self._current)
 
 
-def _slot(layers: OurLayers) -> list[Tensor]:
-    """The slot's tensors: down and up of each layer, in the order of the layers."""
+def _slot_of(layers: OurLayers) -> list[dict[str, Any]]:
+    """Where the slot's tensors are: down and up of each layer, in the order of the layers.
+
+    The dictionaries stay when a pipeline is moved; the tensors in them may not.
+    """
     return [
-        cast(Any, matrices)[ADAPTER_NAME].weight.data
+        cast(Any, matrices)[ADAPTER_NAME]._parameters
         for layer in layers.layers
         for matrices in (layer.lora_A, layer.lora_B)
     ]
