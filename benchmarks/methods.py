@@ -31,18 +31,14 @@ from fewstep.pipeline import FewStepPipeline
 from fewstep.pipeline.teacher_refine import TeacherRefine
 from fewstep.recipe import FewStepRecipe, Sampler
 from fewstep.solvers.flow_frame import even_levels, grid_of
-from fewstep.solvers.training_free import (
-    FitSettings,
-    Problem,
-    fitted_recipe,
-    prepare,
-    searched_recipe,
-)
+from fewstep.solvers.problem import FitSettings, Problem, prepare
+from fewstep.solvers.training_free import fitted_recipe, searched_recipe
 
 CALLS = (2, 4, 8)
 BATCH_SIZE = 20
 """A decoder's activations of more pictures than this leave the processor's cache."""
-FIT_PICTURES = 20
+FIT_PICTURES = {"digits-sd3": 20, "digits-sd15": 10}
+"""The UNet costs several times the transformer; fits call it thousands of times."""
 FIT_SEED = 400_000_000
 """Noise of searches and fits; no evaluation reaches it."""
 LADDERS = {
@@ -165,12 +161,12 @@ def load_base(name: str) -> Any:
 
 
 def fit_problem(bench: Bench, seed: int) -> Problem:
-    prompts, _ = balanced_prompts(FIT_PICTURES)
+    prompts, _ = balanced_prompts(FIT_PICTURES[bench.base])
     settings = FitSettings(
         prompts=tuple(prompts),
         guidance_scale=bench.guidance_scale,
         seed=FIT_SEED + 1000 * seed,
-        batch_size=FIT_PICTURES,
+        batch_size=BATCH_SIZE,
         max_sequence_length=1 if bench.base == "digits-sd3" else None,
     )
     return prepare(load_teacher(resolve_base(bench.base)), settings, name=bench.base)

@@ -5,13 +5,23 @@ SD3 without T5: the folder's model_index.json says null, but the component must 
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from transformers.utils import logging as transformers_logging
+
+from fewstep.model_files import HUB_OPTIONS
 
 INDEX = "model_index.json"
 
@@ -19,7 +29,7 @@ INDEX = "model_index.json"
 def load_stock_pipeline(
     source: str | Path, *, pipeline_class: type[DiffusionPipeline] | None = None, **kwargs: Any
 ) -> DiffusionPipeline:
-    """`from_pretrained`, passing the components a local folder was saved without as None.
+    """`from_pretrained`, passing the components a pipeline was saved without as None.
 
     Args:
         source: Local folder or hub id.
@@ -32,7 +42,7 @@ def load_stock_pipeline(
     """
     if "dtype" not in kwargs and "torch_dtype" not in kwargs:
         kwargs["dtype"] = torch.float32  # diffusers' default; transformers 5 takes the file's own
-    absent = {name: None for name in _absent_components(Path(source)) if name not in kwargs}
+    absent = {name: None for name in _absent_components(source, kwargs) if name not in kwargs}
     for log in (diffusers_logging, transformers_logging):
         log.disable_progress_bar()
     try:
@@ -42,9 +52,21 @@ def load_stock_pipeline(
             log.enable_progress_bar()
 
 
-def _absent_components(folder: Path) -> list[str]:
-    index = folder / INDEX
+def _absent_components(source: str | Path, kwargs: Mapping[str, Any]) -> list[str]:
+    index = Path(source) / INDEX
     if not index.is_file():
-        return []
+        found = _hub_index(str(source), kwargs)
+        if found is None:
+            return []
+        index = found
     entries = json.loads(index.read_text(encoding="utf-8"))
     return [name for name, entry in entries.items() if entry == [None, None]]
+
+
+def _hub_index(repository: str, kwargs: Mapping[str, Any]) -> Path | None:
+    """The index of a hub repository; what is wrong with it is told by diffusers."""
+    options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+    try:
+        return Path(hf_hub_download(repository, INDEX, **options))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled):
+        return None

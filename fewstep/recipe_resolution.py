@@ -52,7 +52,7 @@ def recipe_sources(
     adapter_sidecar: Path | None = None,
     base: str | Path | None = None,
     base_sidecar: Path | None = None,
-    installed: FewStepRecipe | ResolvedRecipe | None = None,
+    installed: FewStepRecipe | Callable[[], ResolvedRecipe | None] | None = None,
 ) -> tuple[RecipeSource, ...]:
     """The order of resolution: the only place that knows it.
 
@@ -62,7 +62,8 @@ def recipe_sources(
         adapter_sidecar: `fewstep_recipe.json` beside it, where there is one.
         base: Folder or name of the base model; the zoo knows some by their name.
         base_sidecar: `fewstep_recipe.json` of the base, where there is one.
-        installed: Recipe of a FewStepScheduler that the pipeline already has, or of its config.
+        installed: Recipe of a FewStepScheduler that the pipeline already has, or what looks into
+            its config, where nothing before has one.
     """
     sources = []
     if argument is not None:
@@ -78,7 +79,8 @@ def recipe_sources(
                 str(base_sidecar or f"{base}/{SIDECAR_NAME}"), lambda: _read_if(base_sidecar)
             )
         )
-    sources.append(RecipeSource("the pipeline's own scheduler", lambda: installed))
+    read_installed = installed if callable(installed) else lambda: installed
+    sources.append(RecipeSource("the pipeline's own scheduler", read_installed))
     if adapter is not None or base is not None:
         sources.append(
             RecipeSource("the zoo", lambda: _from_zoo(adapter, base), lambda: _hint(adapter, base))

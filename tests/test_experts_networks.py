@@ -156,6 +156,22 @@ def test_fuse_merges_both_networks_and_saving_keeps_both(policy: str, tmp_path: 
     torch.testing.assert_close(draw(again, WAN22), picture, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("policy", ["adapters", "hotswap"])
+def test_stock_fuse_and_unload_lose_the_low_noise_expert_and_that_is_said(
+    policy: str, tmp_path: Path
+) -> None:
+    """diffusers 0.42: fuse_lora merges `transformer`, unload_lora_weights clears both networks."""
+    folder, _ = expert_folder(WAN22, tmp_path, own_networks=True)
+    low = WAN22.build().components["transformer_2"].state_dict()
+    pipe: Any = FewStepPipeline.wrap(WAN22.build(), adapter=folder, experts=policy)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    after = pipe.transformer_2.state_dict()
+    assert all(torch.equal(after[key], low[key]) for key in low)  # nothing of the expert is left
+    with pytest.raises(PipelineError, match="was removed from this pipeline .* or fuse"):
+        draw(pipe, WAN22)
+
+
 @pytest.mark.parametrize("policy", ["adapters", "fused", "hotswap"])
 def test_experts_of_one_network_cannot_be_fused_or_saved(policy: str, tmp_path: Path) -> None:
     folder, _ = expert_folder(SD3, tmp_path)

@@ -111,7 +111,7 @@ def test_a_run_measures_what_is_missing_and_keeps_the_rest(
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     assert teacher_folder("sd3").exists()
     monkeypatch.setattr(methods, "CALLS", (2,))
-    monkeypatch.setattr(methods, "FIT_PICTURES", 2)
+    monkeypatch.setattr(methods, "FIT_PICTURES", {"digits-sd3": 2})
     bench = methods.Bench("digits-sd3", DigitsJudge(), 20, None)
     wanted = ("even grid, Euler/DDIM", "optimal steps (OSS)")
 

@@ -47,9 +47,8 @@ def modular(family: TinyFamily) -> ModularPipeline:
 
 
 def wrapped(family: TinyFamily, **kwargs: Any) -> FewStepModularPipeline:
-    return FewStepModularPipeline.wrap(
-        modular(family), **({"recipe": family.recipe()} if not kwargs else kwargs)
-    )
+    recipe = None if "adapter" in kwargs else kwargs.pop("recipe", family.recipe())
+    return FewStepModularPipeline.wrap(modular(family), recipe=recipe, **kwargs)
 
 
 def arguments_of(pipe: ModularPipeline, family: TinyFamily, batch: int = 1) -> dict[str, Any]:

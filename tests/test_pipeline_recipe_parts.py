@@ -11,6 +11,7 @@ from diffusers import LCMScheduler
 
 from fewstep.errors import PipelineError, RecipeError
 from fewstep.pipeline import FewStepPipeline
+from fewstep.pipeline.few_step_class import few_step_class
 from fewstep.recipe import (
     FewStepRecipe,
     Grid,
@@ -20,6 +21,7 @@ from fewstep.recipe import (
     SecondStage,
     SolverRow,
 )
+from fewstep.schedulers import FewStepScheduler
 from tests.tiny.distilled import FLUX2_KLEIN
 from tests.tiny.families import ALL_FAMILIES, FLUX, PIXART, QWEN_IMAGE, SD3, SD15, SDXL, WAN21
 from tests.tiny.family import TinyFamily, record_denoiser, seen_timesteps
@@ -184,6 +186,34 @@ def test_flux2_draws_fresh_noise_image_shaped() -> None:
         x0 = calls[i - 1].sample - now * calls[i - 1].output
         expected = (1.0 - sigma) * x0 + sigma * rows[i]
         torch.testing.assert_close(calls[i].sample, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("stock", "shape", "arguments"),
+    [
+        (diffusers.FluxPipeline, (4, 8, 6), (1, 4, 8, 6)),
+        (diffusers.Krea2Pipeline, (4, 8, 6), (1, 4, 8, 6)),  # a method; the others are static
+        (diffusers.Flux2KleinPipeline, (16, 4, 3), ()),
+        (diffusers.LTXPipeline, (4, 2, 4, 6), (2, 1)),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_every_kind_of_packing_tells_the_scheduler_how_noise_is_packed(
+    stock: Any, shape: tuple[int, ...], arguments: tuple[int, ...]
+) -> None:
+    pipe: Any = object.__new__(few_step_class(FewStepPipeline, stock))
+    scheduler = FewStepScheduler(flow_recipe("flux", EVEN, stochasticity=1.0))
+    vars(pipe).update(patch_size=2, scheduler=scheduler)
+    bare: Any = object.__new__(stock)
+    vars(bare).update(patch_size=2)
+    latents = torch.randn(1, *shape)
+    with scheduler.bound(torch.Generator().manual_seed(3)):
+        packed = pipe._pack_latents(latents, *arguments)
+        assert torch.equal(packed, bare._pack_latents(latents, *arguments))
+        zeros = torch.zeros_like(packed)
+        moved = scheduler.step(zeros, 1000.0, zeros, return_dict=False)[0]
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(moved, 0.75 * bare._pack_latents(noise, *arguments))
 
 
 # --- fitted solvers run in every family

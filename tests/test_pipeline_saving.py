@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +98,42 @@ def test_stock_diffusers_gets_the_right_grid_from_the_folder(name: str, tmp_path
     picture = ours(**family.arguments(1), seed=3)[0]
     expected = seen_timesteps(calls, family)
     stock = stock_from(tmp_path, family)
+    assert "fewstep" not in json.dumps(dict(stock.scheduler.config))
     stand_in = stock_scheduler(type(stock).__name__, recipe, recipe.default_steps)
     assert stand_in.is_exact == is_equal
     assert type(stock.scheduler) is type(stand_in.scheduler)
     calls = record_denoiser(stock, family)
     found = stock_draw(stock, family, recipe, **dict(stand_in.arguments))
     assert seen_timesteps(calls, family) == pytest.approx(expected, abs=near)
-    assert not any(name in json.dumps(dict(stock.scheduler.config)) for name in ("fewstep",))
     if is_equal:
         torch.testing.assert_close(found, picture, rtol=2e-3, atol=2e-3)
     else:
         assert stand_in.deviations == ("the network is told whole timesteps, one less at most",)
         torch.testing.assert_close(found, picture, rtol=0.05, atol=0.05)
+
+
+def ancestral_recipe() -> FewStepRecipe:
+    """SDXL-Turbo's sampler: the stops of ancestral Euler."""
+    recipe = SDXL.recipe()
+    karras = [sigma / (1.0 - sigma**2) ** 0.5 for sigma in recipe.grids[0].sigmas[:-1]]
+    downs = [after**2 / now for now, after in pairwise(karras)]
+    stops = (*(down / (1.0 + down**2) ** 0.5 for down in downs), 0.0)
+    return replace(recipe, grids=(replace(recipe.grids[0], stops=stops),))
+
+
+def test_ancestral_stops_are_ancestral_euler(tmp_path: Path) -> None:
+    recipe = ancestral_recipe()
+    ours = saved(SDXL, tmp_path, recipe)
+    picture = ours(**SDXL.arguments(1), seed=3)[0]
+    stock = stock_from(tmp_path, SDXL)
+    assert isinstance(stock.scheduler, diffusers.EulerAncestralDiscreteScheduler)
+    assert stock_scheduler("StableDiffusionXLPipeline", recipe, 4).is_exact
+    found = stock_draw(stock, SDXL, recipe)
+    torch.testing.assert_close(found, picture, rtol=2e-3, atol=2e-3)
+    other = replace(recipe.grids[0], stops=(0.5, 0.4, 0.1, 0.0))
+    stand_in = stock_scheduler("StableDiffusionXLPipeline", replace(recipe, grids=(other,)), 4)
+    assert stand_in.scheduler is None
+    assert "stops of their own" in stand_in.deviations[0]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
@@ -291,9 +316,8 @@ def test_a_hub_copy_loads_with_fewstep_and_where_there_is_none(tmp_path: Path) -
     as_hub_cache(tmp_path / "student", tmp_path / "hub")
     stock = draw_without_fewstep(tmp_path / "a.pt", "someone/student", str(tmp_path / "hub"))
     torch.testing.assert_close(stock, picture, rtol=2e-3, atol=2e-3)
-    absent = {name: None for name, part in pipe.components.items() if part is None}
     hub: Any = {"cache_dir": str(tmp_path / "hub"), "local_files_only": True}
-    again = FewStepPipeline.from_pretrained("someone/student", **absent, **hub)
+    again = FewStepPipeline.from_pretrained("someone/student", **hub)
     assert again.recipe == SD15.recipe()
     assert torch.equal(again(**SD15.arguments(1), seed=3)[0], picture)
     assert (tmp_path / "student" / SIDECAR_NAME).is_file()

@@ -225,3 +225,13 @@ def test_configs_a_recipe_cannot_hold_are_errors(tmp_path: Path) -> None:
     assert recipe_of_folder(tmp_path) is None
     (tmp_path / "model_index.json").write_text(json.dumps(["a list"]))
     assert recipe_of_folder(tmp_path) is None
+
+
+def test_a_config_is_only_looked_into_where_nothing_before_it_says_how(tmp_path: Path) -> None:
+    build_flux2_klein().save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "sample_sigmas": "not a list"}))
+    with pytest.raises(RecipeError, match="wanted a list of numbers"):
+        FewStepPipeline.from_pretrained(tmp_path)
+    shift = FLUX2_KLEIN.recipe()
+    assert FewStepPipeline.from_pretrained(tmp_path, recipe=shift).recipe == shift

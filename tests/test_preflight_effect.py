@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+import safetensors.torch
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -276,3 +279,42 @@ def test_offloaded_models_are_probed_where_they_run() -> None:
             timestep=torch.tensor([1.0]),
         )
     assert watch.effects[0].relative > 1e-3
+
+
+def test_a_pickled_adapter_draws_what_its_safetensors_twin_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through `FewStepPipeline.wrap`, the copy for diffusers included."""
+    tensors = {
+        f"transformer.{name}": values
+        for name, values in safetensors.torch.load_file(saved_adapter(tmp_path)).items()
+    }
+    safetensors.torch.save_file(tensors, tmp_path / "twin.safetensors")
+    torch.save(tensors, tmp_path / "twin.pt")
+    kept = tmp_path / "kept"
+    monkeypatch.setattr(huggingface_hub, "cached_assets_path", lambda *_, **__: kept)
+    pictures = []
+    for suffix in ("safetensors", "pt"):
+        pipe: Any = FewStepPipeline.wrap(
+            SD3.build(), adapter=tmp_path / f"twin.{suffix}", recipe=SD3.recipe()
+        )
+        pipe.set_progress_bar_config(disable=True)
+        (watch,) = watch_pipeline(pipe)
+        pictures.append(call(pipe, SD3))
+        assert watch.effects[0].relative > 1e-3
+    assert torch.equal(*(torch.as_tensor(picture) for picture in pictures))
+    assert len(list(kept.rglob("twin.safetensors"))) == 1
+
+
+def saved_adapter(folder: Path) -> Path:
+    """Rank 2 on the SD3 family's to_q, names as in the model."""
+    generator = torch.Generator().manual_seed(3)
+    model: Any = SD3.build().components["transformer"]
+    tensors = {}
+    for name, module in model.named_modules():
+        if name.endswith("to_q"):
+            down = torch.randn(2, module.in_features, generator=generator)
+            up = torch.randn(module.out_features, 2, generator=generator)
+            tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    safetensors.torch.save_file(tensors, folder / "bare.safetensors")
+    return folder / "bare.safetensors"

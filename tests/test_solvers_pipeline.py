@@ -147,6 +147,26 @@ def test_prompts_are_encoded_once() -> None:
     assert count == 1
 
 
+@pytest.mark.parametrize("family", [SD15, SD3, WAN22], ids=lambda family: family.name)
+def test_half_precision_pipelines_are_asked_in_their_own_dtype(family: TinyFamily) -> None:
+    pipe: Any = family.build()
+    exact = denoiser_of(family, pipe)
+    level = Level(600.0, 0.7, 0.714) if family.is_vp else Level(600.0, 0.4, 0.6)
+    expected = exact(exact.noise(SEEDS), level)
+    half = family.build().to(torch.bfloat16)
+    arguments = {
+        name: value.bfloat16() if isinstance(value, torch.Tensor) else value
+        for name, value in family.arguments(2).items()
+    }
+    denoise = PipelineDenoiser(half, {**arguments, "guidance_scale": 1.0})
+    noise = denoise.noise(SEEDS)
+    assert noise.dtype == torch.float32
+    # torch draws other numbers in half precision: compare on the same sample
+    found = denoise(exact.noise(SEEDS), level)
+    assert found.dtype == torch.float32
+    assert float((found - expected).abs().max()) < 0.1 * float(expected.abs().max())
+
+
 def test_a_wrong_number_of_seeds_is_one_sentence() -> None:
     with pytest.raises(PipelineError, match="got 3 seeds for 2 images; pass one per image"):
         denoiser_of(SD15, SD15.build()).noise((1, 2, 3))

@@ -153,6 +153,7 @@ LADDER = replace(
         ("insert", EVEN, 0.0, "strength 0 is no more noise than this grid ends at"),
         ("insert", with_grid(EVEN, solver=ROWS), 0.6, "a fitted solver, which is only known at"),
         ("insert", with_grid(VP, clock=(900.0, 600.0, 300.0, 100.0)), 0.6, "a clock of its own"),
+        ("insert", with_grid(EVEN, stops=(0.1, 0.1, 0.1, 0.0)), 0.6, "stops of its own"),
         ("snap", LADDER, 0.6, "samples grow from step to step"),
         ("nearest", EVEN, 0.6, "strength_rule 'nearest' is unknown; use 'snap' or 'insert'"),
     ],

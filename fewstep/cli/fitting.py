@@ -18,7 +18,7 @@ from fewstep.recipe import FewStepRecipe
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from fewstep.solvers.training_free import Problem
+    from fewstep.solvers.problem import Problem
 
 CAPTIONS = (
     "a lighthouse on a rocky coast at dusk",
@@ -98,7 +98,7 @@ def make_recipe(
         ConfigError: No such prompts file, or an option out of range.
         PipelineError: The base cannot be loaded or fitted.
     """
-    from fewstep.solvers.training_free import FitSettings, prepare
+    from fewstep.solvers.problem import FitSettings, prepare
 
     height, width = (None, None)
     if options.size is not None:

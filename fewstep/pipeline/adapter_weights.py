@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from fewstep.adapters import AdapterHeader
+from fewstep.adapters import AdapterHeader, preflight
 from fewstep.adapters.conversion import convert_to_diffusers
 from fewstep.adapters.names import parse_name
 from fewstep.adapters.opening import safetensors_copy
-from fewstep.adapters.values import check_dtypes, check_values
 from fewstep.errors import AdapterError
 from fewstep.pipeline.lora_layers import MAGNITUDE, LoraWeights, plain_model, weight_shapes
 
@@ -39,9 +38,8 @@ def read_parts(
         AdapterError: The file is damaged, or not all of it fits.
     """
     _check_component(header, component, is_expert=is_expert)
-    check_dtypes(header)
-    check_values(header)
     shapes = weight_shapes(_model(pipe, component))
+    preflight(header, shapes, component=component)
     converted = convert_to_diffusers(safetensors_copy(header), shapes, component=component)
     parts = {
         component: LoraWeights(

@@ -54,7 +54,7 @@ def stock_class(pipe: DiffusionPipeline) -> type:
 
 def _call_of(stock: type) -> Callable[..., Any]:
     signature = inspect.signature(stock.__call__)
-    added = {"seed": None, "teacher_refine": None}
+    added: dict[str, Any] = {"seed": None, "teacher_refine": None}
     if _starts_from_strength(stock):
         added["strength_rule"] = DEFAULT_START_RULE
     parameters = list(signature.parameters.values())

@@ -7,6 +7,8 @@ The pipeline object stays what it was: same class name, components, offload, com
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,7 @@ class FewStepPipeline(DiffusionPipeline):
         hub = {key: diffusers_kwargs[key] for key in HUB_OPTIONS if key in diffusers_kwargs}
         files = () if adapter is None else find_files(adapter, without_revision(hub))
         sidecar = find_base_sidecar(base, hub)
-        resolved = resolve(recipe, files, base, sidecar, recipe_of_folder(base))
+        resolved = resolve(recipe, files, base, sidecar, partial(recipe_of_folder, base))
         resolved = at_stage(resolved, stage)
         pipe = load_stock_pipeline(base, pipeline_class=pipeline_class, **diffusers_kwargs)
         wrapping = put_under_recipe(
@@ -149,7 +151,7 @@ class FewStepPipeline(DiffusionPipeline):
         sidecar = find_base_sidecar(origin, {"local_files_only": True}) if origin else None
         scheduler = pipe.components.get("scheduler")
         is_ours = isinstance(scheduler, FewStepScheduler)
-        installed = scheduler.recipe if is_ours else recipe_of_pipeline(pipe)
+        installed = scheduler.recipe if is_ours else partial(recipe_of_pipeline, pipe)
         resolved = at_stage(resolve(recipe, files, origin, sidecar, installed), stage)
         wrapping = put_under_recipe(
             pipe, resolved, files, steps=steps, adapter_scale=adapter_scale, experts=experts
@@ -215,7 +217,7 @@ class FewStepPipeline(DiffusionPipeline):
         experts.fuse(self)
         return self
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
         """Save a folder that stock diffusers loads, with the recipe and a model card beside it.
 
         The scheduler written is the stock one that comes nearest to the recipe (`saving`);
@@ -231,6 +233,7 @@ class FewStepPipeline(DiffusionPipeline):
             self,
             super().save_pretrained,
             Path(save_directory),
+            *args,
             class_name=stock_class(self).__name__,
             recipe=self.recipe,
             num_steps=self._fewstep.num_steps,

@@ -177,7 +177,7 @@ def offloading_paused(pipe: DiffusionPipeline) -> Iterator[None]:
     try:
         yield
     finally:
-        where = getattr(pipe, "_offload_device", None)  # the user's; None lets diffusers choose
+        where: Any = getattr(pipe, "_offload_device", None)  # None lets diffusers choose
         if to_cpu:
             pipe.enable_model_cpu_offload(device=where)
         elif sequential:

@@ -12,7 +12,7 @@ that must be scaled (its blocks draw it), growing samples, inserted strengths.
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diffusers import ClassifierFreeGuidance, ModularPipeline
 
@@ -67,7 +67,7 @@ class FewStepModularPipeline(ModularPipeline):
         if isinstance(pipe, FewStepModularPipeline):
             raise PipelineError("this pipeline is already wrapped; unwrap() it first")
         files = () if adapter is None else find_files(adapter)
-        resolved = resolve(recipe, files, None, None, recipe_of_pipeline(pipe))
+        resolved = resolve(recipe, files, None, None, lambda: recipe_of_pipeline(pipe))
         found = resolved.recipe
         policy = check_policy(experts)
         num_steps = found.grid(steps).num_steps
@@ -106,7 +106,7 @@ class FewStepModularPipeline(ModularPipeline):
         """The recipe in force."""
         return self._fewstep.recipe
 
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __call__(
         self,
         state: Any = None,
         output: str | list[str] | None = None,
@@ -132,7 +132,8 @@ class FewStepModularPipeline(ModularPipeline):
         if "strength" in arguments:
             arguments["strength"] = _stock_strength(scheduler, arguments["strength"])
         with scheduler.bound(arguments.get("generator")):
-            return super().__call__(state, output, **arguments)
+            # diffusers means None by default, whatever its annotation says
+            return super().__call__(state, cast(Any, output), **arguments)
 
 
 @functools.cache

@@ -35,7 +35,8 @@ class OneCallScheduler(SchedulerMixin, ConfigMixin):
         config: Of the scheduler whose place it takes; pipelines read it to compute mu.
 
     Attributes:
-        sample: What the pipeline gave `step` as the sample; None before.
+        sample: What the pipeline gave `step` as the sample, float32 or wider; None before.
+        dtype: The dtype it had.
         x0: Predicted clean data, float32 or wider; None before.
         mu: The shift the pipeline computed for the image size, where it did.
     """
@@ -48,6 +49,7 @@ class OneCallScheduler(SchedulerMixin, ConfigMixin):
         self._level = level
         self._prediction: Prediction = prediction
         self.sample: Tensor | None = None
+        self.dtype: torch.dtype | None = None
         self.x0: Tensor | None = None
         self.mu: float | None = None
         self.set_timesteps()
@@ -78,7 +80,7 @@ class OneCallScheduler(SchedulerMixin, ConfigMixin):
     ) -> FewStepSchedulerOutput | tuple[Tensor, Tensor]:
         """Keeps sample and x0, and gives x0 back as the end of the trajectory."""
         dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
-        self.sample = sample.to(dtype)
+        self.sample, self.dtype = sample.to(dtype), sample.dtype
         self.x0 = to_x0(self._prediction, model_output.to(dtype), self.sample, self._level)
         end = self.x0.to(sample.dtype)
         if not return_dict:
@@ -109,6 +111,7 @@ class PipelineDenoiser:
         ours = {"num_inference_steps", "latents", "generator", "output_type", "seed"}
         self._arguments = {k: v for k, v in arguments.items() if k not in ours}
         self._encoded: dict[int, Any] = {}
+        self._dtype: torch.dtype | None = None
         self.base: Base = describe_base(pipe)
 
     def __call__(self, sample: Tensor, level: Level) -> Tensor:
@@ -122,7 +125,8 @@ class PipelineDenoiser:
         Returns:
             x0 of the sample's shape, float32 or wider.
         """
-        seen = self._run(level, {"latents": sample})
+        # Some pipelines take latents as they come, whatever their network's dtype is.
+        seen = self._run(level, {"latents": sample.to(self._dtype or sample.dtype)})
         if seen.x0 is None or seen.x0.shape != sample.shape:
             raise PipelineError(
                 f"{type(self._pipe).__name__} made no step on a sample of {tuple(sample.shape)}; "
@@ -151,6 +155,7 @@ class PipelineDenoiser:
         if seen.sample is None:
             raise PipelineError(f"{type(self._pipe).__name__} made no step; nothing was seen")
         self.base = describe_base(self._pipe, seen.mu)
+        self._dtype = seen.dtype
         return seen.sample
 
     def _run(self, level: Level, start: Mapping[str, Any]) -> OneCallScheduler:

@@ -29,7 +29,7 @@ def save_folder(
     pipe: DiffusionPipeline,
     save: Callable[..., None],
     folder: Path,
-    *,
+    *args: Any,
     class_name: str,
     recipe: FewStepRecipe,
     num_steps: int,
@@ -46,7 +46,8 @@ def save_folder(
         recipe: What is written beside the weights.
         num_steps: Step count the stock scheduler is made for.
         replaced: The scheduler the pipeline came with, written where no stock one fits.
-        **kwargs: For diffusers; with `push_to_hub` the folder is uploaded when it is whole (the
+        *args: For diffusers.
+        **kwargs: Likewise; with `push_to_hub` the folder is uploaded when it is whole (the
             upload itself needs the network and is not tested).
 
     Returns:
@@ -60,7 +61,7 @@ def save_folder(
     folder.mkdir(parents=True, exist_ok=True)
     ours.scheduler = replaced if stand_in.scheduler is None else stand_in.scheduler
     try:
-        save(str(folder), **kwargs)
+        save(str(folder), *args, **kwargs)
     finally:
         ours.scheduler = before
     write_text(folder / SIDECAR_NAME, recipe.to_json(indent=2) + "\n")

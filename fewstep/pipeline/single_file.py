@@ -43,7 +43,7 @@ def single_file_recipe(
     own = read_header(path).recipe()
     named = None if own is None else ResolvedRecipe(own, f"the metadata of {path}")
     beside = find_base_sidecar(path.parent)
-    return resolve(argument, files, path, beside, named)
+    return resolve(argument, files, path, beside, lambda: named)
 
 
 def load_single_file(
@@ -96,6 +96,4 @@ def _class_of(path: Path, config: object) -> type:
     for mark, class_name in MARKS.items():
         if any(mark in name for name in names):
             return getattr(stock, class_name)
-    raise PipelineError(
-        f"{path}: its tensors tell no known kind of model; pass pipeline_class="
-    )
+    raise PipelineError(f"{path}: its tensors tell no known kind of model; pass pipeline_class=")

@@ -5,9 +5,11 @@ makes them and compared with the grid. What still differs is said in words, neve
 Read in diffusers 0.42.1; see docs/pipeline.md for the table.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import diffusers
@@ -74,6 +76,7 @@ def _not_in_stock(recipe: FewStepRecipe, grid: Grid) -> str | None:
         (grid.clock, "the network's clock differs from the time of the step"),
         (grid.sizes, "samples grow from step to step"),
         (grid.solver, "steps have fitted weights"),
+        (grid.stops and not _is_ancestral(recipe, grid), "steps have stops of their own"),
         (recipe.sampler.noise_correction, "the first step is noise-corrected"),
         (recipe.sampler.clip_x0 is not None, "predictions are clipped"),
         (grid.sigmas[-1] != 0.0, "the grid ends above clean data"),
@@ -97,7 +100,12 @@ def _vp(recipe: FewStepRecipe, grid: Grid) -> StockScheduler:
     unit = recipe.sampler.first_noise == "unit"
     deviations: list[str] = []
     arguments: tuple[tuple[str, Any], ...] = ()
-    if gamma == 0.0 and not unit:
+    if grid.stops:
+        gamma = 0.0  # not looked at: the stops say where fresh noise begins
+        scheduler = stock.EulerAncestralDiscreteScheduler(timestep_spacing="trailing", **config)
+        if unit:
+            deviations.append(f"the first noise is scaled to sigma {grid.sigmas[0]:.4g}")
+    elif gamma == 0.0 and not unit:
         scheduler = stock.EulerDiscreteScheduler(timestep_spacing="trailing", **config)
     elif gamma == 0.0:
         scheduler = stock.DDIMScheduler(timestep_spacing="trailing", clip_sample=False, **config)
@@ -163,6 +171,16 @@ def _flow(class_name: str, recipe: FewStepRecipe, grid: Grid) -> StockScheduler:
     if not _near(scheduler.timesteps.tolist(), grid.timesteps, WHOLE / grid.timesteps[-1]):
         return StockScheduler(None, (_no_grid(grid),))
     return StockScheduler(scheduler, ("the network is told whole timesteps, one less at most",))
+
+
+def _is_ancestral(recipe: FewStepRecipe, grid: Grid) -> bool:
+    """Whether the stops are those of ancestral Euler: `down = next^2 / now` in Karras sigmas."""
+    if recipe.base.schedule.kind != "vp":
+        return False
+    karras = [sigma / math.sqrt(1.0 - sigma * sigma) for sigma in grid.sigmas[:-1]]
+    downs = [following**2 / now for now, following in pairwise(karras)]
+    stops = [down / math.sqrt(1.0 + down * down) for down in downs]
+    return _near(stops, grid.stops[: len(stops)], 1e-3)
 
 
 def _shift_of(grid: Grid) -> float | None:

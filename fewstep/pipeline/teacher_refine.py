@@ -198,7 +198,7 @@ class _Refiner:
         sample, output = call.sample_like(x0), call.output_like(x0)
         if sample is None or output is None:
             return False
-        ours = to_x0(self._prediction, output, sample, planned.level)
+        ours = to_x0(self._prediction, output, sample, planned.reading)
         return float((ours - x0).abs().max()) <= AGREEMENT * float(x0.abs().max() + 1.0)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def resolve(
     files: Sequence[FoundFile],
     base: str | Path | None,
     base_sidecar: Path | None,
-    installed: FewStepRecipe | ResolvedRecipe | None = None,
+    installed: FewStepRecipe | Callable[[], ResolvedRecipe | None] | None = None,
 ) -> ResolvedRecipe:
     """The recipe that applies; see `recipe_sources` for the order.
 

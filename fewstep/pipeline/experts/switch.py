@@ -115,8 +115,9 @@ def was_fused(
 ) -> bool:
     """Whether the user merged all of our adapters with diffusers' own `fuse_lora`, which is fine.
 
-    Not where experts share a network: there it froze one of them.
+    Not where experts share a network: there it froze one of them. Where one name stands for an
+    adapter on each of two networks, diffusers' list of names cannot tell, and the answer is no.
     """
-    if any(len(experts) > 1 for experts in by_component.values()):
+    if any(len(experts) > 1 for experts in by_component.values()) or len(names) < len(by_component):
         return False
     return isinstance(pipe, LoraBaseMixin) and names <= set(pipe.fused_loras)
