@@ -47,6 +47,8 @@ def load_stock_pipeline(
         log.disable_progress_bar()
     try:
         return (pipeline_class or DiffusionPipeline).from_pretrained(source, **absent, **kwargs)
+    except HFValidationError as error:  # a ValueError, for what is only a path that does not exist
+        raise OSError(f"{source} is neither a folder here nor a name on the hub") from error
     finally:
         for log in (diffusers_logging, transformers_logging):
             log.enable_progress_bar()

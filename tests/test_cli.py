@@ -219,3 +219,9 @@ def test_generate_refuses_a_step_count_the_recipe_does_not_list(
     assert main([*argv, "--prompt", "a two", "--out", str(tmp_path / "out")]) == 2
     assert "not made for 3 steps" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_is_nowhere_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["generate", "--base", "/no/such/folder", "--recipe", "zoo:sdxl-turbo", "--prompt", "x"]
+    assert main(argv) == 2
+    assert "/no/such/folder is neither a folder here nor" in capsys.readouterr().err

@@ -51,9 +51,9 @@ def fill_arguments(
     length = recipe.base.max_sequence_length
     if length is not None and "max_sequence_length" in parameters:
         arguments.setdefault("max_sequence_length", length)
-    if (
-        "intermediate_timesteps" in parameters
-    ):  # SANA-Sprint refuses its own default but for 2 steps
+    if "original_inference_steps" in parameters:  # else it is read from a config ours lacks
+        arguments["original_inference_steps"] = arguments["num_inference_steps"]
+    if "intermediate_timesteps" in parameters:  # SANA-Sprint refuses its own default
         arguments["intermediate_timesteps"] = None
     _fill_first_noise(parameters, arguments, recipe)
     if not _is_guided(rule_of(pipeline_class.__name__, parameters)[0], arguments):

@@ -26,6 +26,7 @@ from fewstep.recipe_plan import first_noise_scale, plan_steps
 from fewstep.sampling import Prediction, to_x0
 from fewstep.schedulers.fresh_noise import Generators, NoiseLayout, draw_normal
 from fewstep.schedulers.scale_ladder import ScaleLadder
+from fewstep.start_rules import snap_start
 from fewstep.trajectory import PlannedStep, advance
 
 DIFFUSERS_PREDICTIONS: dict[Prediction, str] = {
@@ -156,6 +157,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         timesteps: Sequence[float] | None = None,
         max_timesteps: float | None = None,
         intermediate_timesteps: float | None = None,
+        original_inference_steps: int | None = None,
+        strength: float | None = None,
     ) -> None:
         """Install one of the recipe's grids.
 
@@ -169,6 +172,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             timesteps: As `sigmas`.
             max_timesteps: Ignored; SANA-Sprint passes it.
             intermediate_timesteps: Likewise.
+            original_inference_steps: Ignored; the latent consistency pipelines pass it.
+            strength: Image to image of those: only the grid from this start on (`snap_start`).
 
         Raises:
             RecipeError: The model was not made for this step count.
@@ -178,7 +183,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             if count is None and given is not None:
                 count = len(given)
         self._is_unshifted = self.recipe.resolution_shift is not None and mu is None
-        self.install_plan(plan_steps(self.recipe, count, mu=mu), device)
+        plan = plan_steps(self.recipe, count, mu=mu)
+        if strength is not None:
+            plan = plan[snap_start(self.recipe, plan, strength).index :]
+        self.install_plan(plan, device)
 
     def install_plan(
         self, plan: tuple[PlannedStep, ...], device: str | torch.device | None = None
