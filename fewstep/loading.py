@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging as transformers_logging
 
 from fewstep.model_files import HUB_OPTIONS
@@ -40,6 +41,11 @@ def load_stock_pipeline(
         OSError: Nothing loadable at `source`.
         ValueError: diffusers could not assemble the pipeline.
     """
+    if not Path(source).is_dir():
+        try:
+            validate_repo_id(str(source))
+        except HFValidationError as error:  # a ValueError, for a path that does not exist
+            raise OSError(f"{source} is neither a folder here nor a name on the hub") from error
     if "dtype" not in kwargs and "torch_dtype" not in kwargs:
         kwargs["dtype"] = torch.float32  # diffusers' default; transformers 5 takes the file's own
     absent = {name: None for name in _absent_components(source, kwargs) if name not in kwargs}
@@ -47,8 +53,6 @@ def load_stock_pipeline(
         log.disable_progress_bar()
     try:
         return (pipeline_class or DiffusionPipeline).from_pretrained(source, **absent, **kwargs)
-    except HFValidationError as error:  # a ValueError, for what is only a path that does not exist
-        raise OSError(f"{source} is neither a folder here nor a name on the hub") from error
     finally:
         for log in (diffusers_logging, transformers_logging):
             log.enable_progress_bar()
