@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.cli.main import main
 from fewstep.trainer.config import DmdConfig, EvaluationConfig, TrainConfig, WarmStartConfig
 from fewstep.trainer.loop import train
 
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_python_block_draws_a_picture(folder: Path) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    block = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     done = subprocess.run(
         [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -44,15 +45,35 @@ def test_the_python_block_draws_a_picture(folder: Path) -> None:
     assert (folder / "seven.png").stat().st_size > 100
 
 
-@pytest.mark.parametrize("verb", ["inspect", "generate", "eval"])
-def test_the_commands_run(folder: Path, verb: str) -> None:
-    (line,) = re.findall(rf"^fewstep ({verb} .*?)(?:\s+#.*)?$", README, re.MULTILINE)
+def run(folder: Path, line: str) -> None:
     words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', line)]
     done = subprocess.run(
         [sys.executable, "-m", "fewstep", *words], cwd=folder, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def commands(verb: str) -> list[str]:
+    """The README's lines of one verb, comments cut off."""
+    return re.findall(rf"^fewstep ({verb} .*?)(?:\s+#.*)?$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("verb", ["inspect", "generate", "eval", "zoo search"])
+def test_the_commands_run(folder: Path, verb: str) -> None:
+    run(folder, commands(verb)[0])
+
+
+@pytest.mark.slow
+def test_a_recipe_without_training_in_three_commands(tmp_path: Path) -> None:
+    for line in (commands("grid search")[0], commands("solver fit")[0], commands("generate")[1]):
+        run(tmp_path, line)
+
+
+def test_every_verb_shown_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in set(re.findall(r"^fewstep ([a-z]+)", README, re.MULTILINE)):
+        assert main([verb, "--help"]) == 0
+    assert capsys.readouterr().out
 
 
 def test_the_first_screen_has_the_picture_and_both_commands() -> None:

@@ -3,7 +3,7 @@
 A few-step adapter is a safetensors file of LoRA weights with its recipe in the metadata.
 `open_adapter` and everything built on it touch only the header and the few alpha scalars, so they
 are fast on files of any size; `check_values` and `preflight` also read every number once. Only
-`save_adapter` imports torch, and only when it is called.
+`save_adapter` imports torch, when it is called, and `open_adapter` on a pickle it never saw.
 """
 
 from fewstep.adapters.base_shapes import base_shapes_of_folder, denoiser_shapes
@@ -12,7 +12,7 @@ from fewstep.adapters.expert_tags import ExpertTag, expert_tag
 from fewstep.adapters.header import AdapterHeader, TensorInfo, read_header
 from fewstep.adapters.inspection import AdapterReport, inspect_adapter
 from fewstep.adapters.modules import LoraModule, lora_modules
-from fewstep.adapters.opening import open_adapter, safetensors_copy
+from fewstep.adapters.opening import open_adapter
 from fewstep.adapters.preflight import PreflightReport, preflight
 from fewstep.adapters.values import check_values
 from fewstep.adapters.writer import Component, save_adapter
@@ -36,6 +36,5 @@ __all__ = [
     "open_adapter",
     "preflight",
     "read_header",
-    "safetensors_copy",
     "save_adapter",
 ]

@@ -65,15 +65,24 @@ class AdapterHeader:
         num_bytes: Size of the whole file.
         metadata: The file's `__metadata__`, text to text; a pickle has none.
         tensors: Tensor name -> its info, in the order of the header.
-        container: What the bytes are; safetensors readers open the one kind only, and
-            `safetensors_copy` turns the other into it.
+        copy: The safetensors copy that a pickle's tensors are read from; None for other files.
     """
 
     path: Path
     num_bytes: int
     metadata: dict[str, str]
     tensors: dict[str, TensorInfo]
-    container: Literal["safetensors", "pickle"] = "safetensors"
+    copy: Path | None = None
+
+    @property
+    def container(self) -> Literal["safetensors", "pickle"]:
+        """What the file is."""
+        return "safetensors" if self.copy is None else "pickle"
+
+    @property
+    def tensor_file(self) -> Path:
+        """The safetensors file that `tensors` gives the places in: the file, or its copy."""
+        return self.copy or self.path
 
     def recipe(self) -> FewStepRecipe | None:
         """The recipe the file carries, or None.
@@ -97,7 +106,7 @@ class AdapterHeader:
         """
         values = {}
         try:
-            with self.path.open("rb") as file:
+            with self.tensor_file.open("rb") as file:
                 for name in names:
                     info = self.tensors[name]
                     file.seek(info.offset)

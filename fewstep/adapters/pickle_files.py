@@ -1,228 +1,204 @@
-"""Adapters in torch's own format (.pt, .bin, .ckpt, .pth): read without torch, nothing executed.
+"""Adapters in torch's own format (.pt, .bin, .ckpt, .pth, .pkl), read by torch's restricted reader.
 
-    since torch 1.6   a zip archive, nothing compressed: NAME/data.pkl, NAME/data/0, NAME/data/1
-    before            five pickles in a row, then for each storage its length and its bytes
-
-In both the numbers lie in the file as they are, so a tensor is an offset, a shape and a dtype: the
-same header as a safetensors file has, and whatever reads values through it does not see the
-difference. `safetensors_copy` writes such a file out for hosts that want safetensors.
+`torch.load(weights_only=True)` builds tensors and plain containers and calls nothing else, so a file
+cannot run code. It can still claim more than it holds: archives that unpack to more than their size
+and tensors that repeat their numbers are refused here, before anything is copied. What remains is
+memory and time in proportion to the file.
 """
 
-import io
-import struct
+import math
+import os
+import tempfile
+import warnings
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, Any
 
-from fewstep.adapters.header import BITS, AdapterHeader, TensorInfo
+from fewstep.adapters.header import PICKLE_STARTS
 from fewstep.adapters.names import shown
-from fewstep.adapters.pickle_machine import is_pickle_start, read_pickle
-from fewstep.adapters.pickle_records import RefusedPickleError, StorageRecord, TensorRecord
-from fewstep.errors import AdapterError
+from fewstep.errors import AdapterError, MissingExtraError
 
-MAX_PICKLE_BYTES = 16 * 1024 * 1024
-"""Of instructions; a tensor takes about 200."""
-MAX_LIST_BYTES = 4 * 1024 * 1024
-"""Of a zip's list of files; a tensor takes about 100."""
+if TYPE_CHECKING:
+    import torch
+
+MAX_FILE_BYTES = 8 * 1024**3
+"""Adapters have up to 2 GB; a whole file of the older format is held in memory."""
 ZIP_START = b"PK\x03\x04"
-ZIP_HEADER_BYTES = 30
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_PROTOCOL = 1001
 NESTED = "state_dict"
-RESERVED = "__metadata__"
 PLAIN = (str, int, float, type(None))
+RESERVED = "__metadata__"
 
 
-def read_pickle_file(path: Path) -> AdapterHeader:
-    """Header of a dictionary of tensors that torch.save wrote, flat or under "state_dict".
+def load_tensors(path: Path) -> "dict[str, torch.Tensor]":
+    """The dictionary of tensors that torch.save wrote, flat or under "state_dict"; on the CPU.
 
     Raises:
-        AdapterError: Not such a file, damaged, or it would run code.
+        AdapterError: Not such a file, damaged, or torch's restricted reader refuses it.
+        MissingExtraError: torch is not installed.
     """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("torch", "torch") from error
     try:
         num_bytes = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
-            file.seek(0)
-            if num_bytes == 0:
-                raise RefusedPickleError("is empty (0 bytes)")
-            if start.startswith(ZIP_START):
-                tensors = _read_zip(file, num_bytes)
-            elif is_pickle_start(start):
-                tensors = _read_legacy(file, num_bytes)
-            else:
-                raise AdapterError(
-                    f"{path}: is no pickle in spite of its name; rename it if it is a .safetensors "
-                    "file, else download it again"
-                )
-    except RefusedPickleError as refusal:
-        raise AdapterError(
-            f"{path}: this pickle file {refusal}; where you trust it, load it with torch and save "
-            "its tensors as .safetensors"
-        ) from refusal
     except OSError as error:
         raise AdapterError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return AdapterHeader(path, num_bytes, {}, tensors, container="pickle")
-
-
-@dataclass(slots=True)
-class _Reader:
-    """A file of which only so much is read, whatever lengths it claims."""
-
-    file: BinaryIO
-    left: int
-
-    def read(self, size: int = -1, /) -> bytes:
-        return self._counted(
-            self.file.read(self.left + 1 if size < 0 else min(size, self.left + 1))
-        )
-
-    def readline(self, size: int = -1, /) -> bytes:
-        return self._counted(self.file.readline(self.left + 1))
-
-    def seek(self, position: int, whence: int = 0, /) -> int:
-        return self.file.seek(position, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def seekable(self) -> bool:
-        return True
-
-    def _counted(self, data: bytes) -> bytes:
-        self.left -= len(data)
-        if self.left < 0:
-            raise RefusedPickleError("claims more tensors than any real file has, or is damaged")
-        return data
-
-
-def _read_zip(file: BinaryIO, num_bytes: int) -> dict[str, TensorInfo]:
-    entries = _entries(file)
-    programs = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
-    folder = programs[0].removesuffix("data.pkl") if len(programs) == 1 else ""
-    if not folder or not all(name.startswith(folder) for name in entries):
-        raise RefusedPickleError("is a zip archive that torch.save did not write, or is damaged")
-    order = entries.get(f"{folder}byteorder")
-    if order is not None and _entry_bytes(file, order, num_bytes, 16) != b"little":
-        raise RefusedPickleError("was written on a machine with another byte order")
-    program = _entry_bytes(file, entries[programs[0]], num_bytes, MAX_PICKLE_BYTES)
-    tensors = flat_tensors(read_pickle(io.BytesIO(program)))
-    positions: dict[str, int] = {}
-    for tensor in tensors.values():
-        key = tensor.storage.key
-        entry = entries.get(f"{folder}data/{key}")
-        if entry is None or entry.file_size < _storage_bytes(tensor.storage):
-            raise RefusedPickleError(f"lacks numbers of its storage {shown(key)}, so it is damaged")
-        if key not in positions:
-            positions[key] = _entry_start(file, entry, num_bytes)
-    return _infos(tensors, positions, num_bytes)
-
-
-def _entries(file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
+    _check_start(path, start, num_bytes)
+    is_zip = start.startswith(ZIP_START)
     try:
-        archive = zipfile.ZipFile(cast(BinaryIO, _Reader(file, MAX_LIST_BYTES)))
-        listed = archive.infolist()
-    except RefusedPickleError:
+        if is_zip:
+            _check_archive(path, num_bytes)
+        with warnings.catch_warnings():  # of formats that are about to be refused
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        tensors = _flat(path, content)
+        _check_sizes(path, tensors, num_bytes)
+    except AdapterError:
         raise
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, struct.error) as error:
-        raise RefusedPickleError("is a damaged zip archive") from error
-    entries = {entry.filename: entry for entry in listed}
-    if len(entries) != len(listed):
-        raise RefusedPickleError("lists a name twice in its zip archive, so it is damaged")
-    return entries
+    except Exception as error:  # whatever damaged bytes lead zipfile, pickle and torch to
+        raise _refused(
+            path, f"torch.load(weights_only=True) refuses it ({_reason(error)})"
+        ) from error
+    return tensors
 
 
-def _entry_start(file: BinaryIO, entry: zipfile.ZipInfo, num_bytes: int) -> int:
-    """Position of an entry's bytes, which must lie in the file as they are."""
-    name = shown(entry.filename)
-    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-        raise RefusedPickleError(f"has {name} compressed or encrypted, as torch.save never does")
-    if not 0 <= entry.header_offset <= num_bytes - ZIP_HEADER_BYTES:
-        raise RefusedPickleError(f"is cut short before {name}")
-    file.seek(entry.header_offset)
-    header = file.read(ZIP_HEADER_BYTES)
-    if not header.startswith(ZIP_START):
-        raise RefusedPickleError(f"has no {name} where its zip archive says, so it is damaged")
-    name_length, extra_length = struct.unpack("<HH", header[26:30])
-    start = entry.header_offset + ZIP_HEADER_BYTES + name_length + extra_length
-    if start + entry.file_size > num_bytes:
-        raise RefusedPickleError(f"is cut short in {name}")
-    return start
+def save_private_copy(path: Path, tensors: "dict[str, torch.Tensor]", target: Path) -> None:
+    """Write tensors as a safetensors file that only this user can read, whole or not at all.
 
-
-def _entry_bytes(file: BinaryIO, entry: zipfile.ZipInfo, num_bytes: int, limit: int) -> bytes:
-    if entry.file_size > limit:
-        raise RefusedPickleError(f"has {entry.file_size} bytes in {shown(entry.filename)}")
-    file.seek(_entry_start(file, entry, num_bytes))
-    return file.read(entry.file_size)
-
-
-def _read_legacy(file: BinaryIO, num_bytes: int) -> dict[str, TensorInfo]:
-    stream = _Reader(file, MAX_PICKLE_BYTES)
-    if read_pickle(stream) != LEGACY_MAGIC or read_pickle(stream) != LEGACY_PROTOCOL:
-        raise RefusedPickleError("is not in a format of torch.save")
-    system = read_pickle(stream)
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise RefusedPickleError("was written on a machine with another byte order")
-    tensors = flat_tensors(read_pickle(stream))
-    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
-    positions: dict[str, int] = {}
-    keys = read_pickle(stream)
-    for key in keys if isinstance(keys, list) else ():
-        if not isinstance(key, str) or key not in storages or key in positions:
-            raise RefusedPickleError("has numbers of a storage that no tensor has")
-        count = int.from_bytes(file.read(8), "little")
-        if count != storages[key].count:
-            raise RefusedPickleError(f"has another length of storage {shown(key)} than it claims")
-        positions[key] = file.tell()
-        if positions[key] + _storage_bytes(storages[key]) > num_bytes:
-            raise RefusedPickleError(f"is cut short in its storage {shown(key)}")
-        file.seek(_storage_bytes(storages[key]), io.SEEK_CUR)
-    if set(positions) != set(storages):
-        raise RefusedPickleError("lacks the numbers of some tensors")
-    return _infos(tensors, positions, num_bytes)
-
-
-def flat_tensors(content: object) -> dict[str, TensorRecord]:
-    """Name -> tensor of a dictionary of tensors, which may be the "state_dict" of another.
+    Args:
+        path: The file they came from, for messages.
+        tensors: From `load_tensors`; views and transposed ones are packed.
+        target: The new file; its folder is made if needed.
 
     Raises:
-        RefusedPickleError: It is anything else.
+        AdapterError: The copy cannot be written, or safetensors has no such dtype.
     """
-    if isinstance(content, dict) and isinstance(content.get(NESTED), dict):
-        beside = [name for name in content if name != NESTED]
-        held = [name for name in beside if not isinstance(content[name], PLAIN)]
-        if held:
-            raise RefusedPickleError(
-                f"has {shown(held[0])} beside its {NESTED!r}, and which of them counts is unknown"
+    from safetensors.torch import save_file
+
+    partial: str | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = tempfile.mkstemp(dir=target.parent, suffix=".partial")
+        os.close(descriptor)
+        save_file(_packed(tensors), partial)
+        os.chmod(partial, 0o600)
+        os.replace(partial, target)
+    except Exception as error:  # OSError, and what safetensors says of names and dtypes
+        raise AdapterError(
+            f"{path}: a safetensors copy cannot be written to {target.parent} ({_reason(error)}); "
+            "make room there, or ask for a .safetensors file"
+        ) from error
+    finally:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
+
+
+def _check_start(path: Path, start: bytes, num_bytes: int) -> None:
+    if num_bytes == 0:
+        raise AdapterError(f"{path}: the file is empty (0 bytes); download or save it again")
+    if num_bytes > MAX_FILE_BYTES:
+        raise _refused(path, f"has {num_bytes} bytes (limit {MAX_FILE_BYTES}), too many to unpack")
+    if not start.startswith(PICKLE_STARTS):
+        raise AdapterError(
+            f"{path}: is no pickle in spite of its name; rename it if it is a .safetensors file, "
+            "else download it again"
+        )
+
+
+def _check_archive(path: Path, num_bytes: int) -> None:
+    """torch maps the numbers into memory as they lie in the file, and checks no checksum."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        unpacked = sum(entry.file_size for entry in entries)
+        is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if unpacked > num_bytes or not is_stored:
+            raise _refused(
+                path,
+                f"is a compressed archive of {unpacked} bytes in {num_bytes}, which torch.save "
+                "never writes",
             )
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise AdapterError(
+            f"{path}: {shown(damaged)} in it does not have its checksum, so it is damaged; "
+            "download it again"
+        )
+
+
+def _flat(path: Path, content: object) -> "dict[str, torch.Tensor]":
+    import torch
+
+    if isinstance(content, dict) and isinstance(content.get(NESTED), dict):
+        for name, value in content.items():
+            if name != NESTED and not isinstance(value, PLAIN):
+                raise _refused(
+                    path,
+                    f"has {_named(name)} beside its {NESTED!r}, and which of them counts is "
+                    "unknown",
+                )
         content = content[NESTED]
     if not isinstance(content, dict) or not content:
-        raise RefusedPickleError("holds no dictionary of tensors")
+        raise _refused(path, "holds no dictionary of tensors")
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, TensorRecord) or name == RESERVED:
-            raise RefusedPickleError(
-                f"holds {shown(name)}, which is not a tensor, among its tensors"
+        if not isinstance(name, str) or name == RESERVED or not isinstance(value, torch.Tensor):
+            raise _refused(
+                path, f"holds {_named(name)}, which is not a tensor with a name, among its tensors"
             )
-    return content
+    return dict(content)
 
 
-def _infos(
-    tensors: Mapping[str, TensorRecord], positions: Mapping[str, int], num_bytes: int
-) -> dict[str, TensorInfo]:
-    infos = {}
+def _check_sizes(path: Path, tensors: "dict[str, torch.Tensor]", num_bytes: int) -> None:
+    """Every number lies in its tensor's storage, and all of them together in the file."""
     total = 0
     for name, tensor in tensors.items():
-        width = BITS[tensor.storage.dtype] // 8
-        start = positions[tensor.storage.key] + tensor.start * width
-        infos[name] = TensorInfo(tensor.storage.dtype, tensor.shape, start, tensor.count * width)
-        total += tensor.count * width
-    if total > num_bytes:  # tensors may share numbers, but not so that a copy would explode
-        raise RefusedPickleError(f"claims {total} bytes of tensors in a file of {num_bytes}")
-    return infos
+        if not _is_plain(tensor):
+            raise _refused(path, f"holds {shown(name)}, which is sparse, quantised or the like")
+        sizes, strides = tensor.shape, tensor.stride()
+        last = sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+        end = (tensor.storage_offset() + last + 1) * tensor.element_size()
+        is_inside = end <= tensor.untyped_storage().nbytes() and min(strides, default=0) >= 0
+        if tensor.numel() and not is_inside:
+            raise _refused(path, f"has fewer numbers than {shown(name)} claims")
+        total += math.prod(sizes) * tensor.element_size()
+    if total > num_bytes:
+        raise _refused(path, f"claims {total} bytes of tensors in a file of {num_bytes}")
 
 
-def _storage_bytes(storage: StorageRecord) -> int:
-    return storage.count * BITS[storage.dtype] // 8
+def _is_plain(tensor: Any) -> bool:
+    import torch
+
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_quantized or tensor.is_nested)
+    )
+
+
+def _packed(tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """Contiguous, and none in the memory of another, as safetensors wants them."""
+    packed, seen = {}, set()
+    for name, tensor in tensors.items():
+        values = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        place = values.untyped_storage().data_ptr()
+        packed[name] = values.clone() if place in seen else values
+        seen.add(place)
+    return packed
+
+
+def _named(name: object) -> str:
+    return shown(name) if isinstance(name, str | int) else f"a key of type {type(name).__name__}"
+
+
+def _refused(path: Path, reason: str) -> AdapterError:
+    return AdapterError(f"{path}: {reason}; ask for a .safetensors file")
+
+
+def _reason(error: Exception) -> str:
+    """What torch says of the file, without its advice on how to open it all the same."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+    text = "".join(c if c.isprintable() else "?" for c in text.partition(" Please ")[0])
+    return text[:160] or type(error).__name__

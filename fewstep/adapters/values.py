@@ -77,7 +77,8 @@ def check_values(header: AdapterHeader) -> None:
             file has changed since its header was read.
     """
     try:
-        if os.stat(header.path).st_size != header.num_bytes:
+        end = max((info.offset + info.num_bytes for info in header.tensors.values()), default=0)
+        if header.tensors and os.stat(header.tensor_file).st_size != end:
             raise AdapterError(f"{header.path}: has changed while it was read; try again")
         pieces = [piece for run in _runs(header.tensors.values()) for piece in run.pieces()]
         if len(pieces) < 2:
@@ -102,7 +103,7 @@ def is_zero(header: AdapterHeader, name: str) -> bool:
     chunk = np.empty(min(CHUNK_BYTES, info.num_bytes), np.uint8)
     left = info.num_bytes
     try:
-        with header.path.open("rb", buffering=0) as file:
+        with header.tensor_file.open("rb", buffering=0) as file:
             file.seek(info.offset)
             while left:
                 part = chunk[: min(len(chunk), left)]
@@ -136,7 +137,7 @@ def _first_bad(header: AdapterHeader, run: _Run) -> int | None:
     width = BITS[run.dtype] // 8
     chunk = np.empty(min(CHUNK_BYTES, run.end - run.begin) // width, kind)
     doubled = np.empty_like(chunk)
-    with header.path.open("rb", buffering=0) as file:
+    with header.tensor_file.open("rb", buffering=0) as file:
         file.seek(run.begin)
         for position in range(run.begin, run.end, chunk.nbytes):
             count = min(len(chunk), (run.end - position) // width)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fewstep.adapters import AdapterHeader, preflight
 from fewstep.adapters.conversion import convert_to_diffusers
 from fewstep.adapters.names import parse_name
-from fewstep.adapters.opening import safetensors_copy
 from fewstep.errors import AdapterError
 from fewstep.pipeline.lora_layers import MAGNITUDE, LoraWeights, plain_model, weight_shapes
 
@@ -40,7 +39,7 @@ def read_parts(
     _check_component(header, component, is_expert=is_expert)
     shapes = weight_shapes(_model(pipe, component))
     preflight(header, shapes, component=component)
-    converted = convert_to_diffusers(safetensors_copy(header), shapes, component=component)
+    converted = convert_to_diffusers(header, shapes, component=component)
     parts = {
         component: LoraWeights(
             _peft_names(converted.tensors, shapes),

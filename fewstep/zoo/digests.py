@@ -27,7 +27,7 @@ def head_digest(header: AdapterHeader) -> str:
     """
     start = min((info.offset for info in header.tensors.values()), default=0)
     try:
-        with header.path.open("rb") as file:
+        with header.tensor_file.open("rb") as file:
             file.seek(start)
             return hashlib.sha256(file.read(HEAD_BYTES)).hexdigest()
     except OSError as error:

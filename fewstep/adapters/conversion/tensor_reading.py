@@ -42,7 +42,7 @@ def open_tensors(header: AdapterHeader) -> Read:
         if info.num_bytes == 0:
             return torch.empty(info.shape, dtype=kinds[info.dtype])
         try:
-            with header.path.open("rb") as file:
+            with header.tensor_file.open("rb") as file:
                 file.seek(info.offset)
                 data = bytearray(file.read(info.num_bytes))
         except OSError as error:
