@@ -5,7 +5,8 @@ SD3 without T5: the folder's model_index.json says null, but the component must 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from fewstep.model_files import HUB_OPTIONS
 
 INDEX = "model_index.json"
+LOGS = (diffusers_logging, transformers_logging)
 
 
 def load_stock_pipeline(
@@ -38,7 +40,7 @@ def load_stock_pipeline(
         **kwargs: For diffusers' `from_pretrained`; without a dtype every part is float32.
 
     Raises:
-        OSError: Nothing loadable at `source`.
+        OSError: Nothing loadable at `source`, or its model_index.json is damaged.
         ValueError: diffusers could not assemble the pipeline.
     """
     if not Path(source).is_dir():
@@ -49,12 +51,20 @@ def load_stock_pipeline(
     if "dtype" not in kwargs and "torch_dtype" not in kwargs:
         kwargs["dtype"] = torch.float32  # diffusers' default; transformers 5 takes the file's own
     absent = {name: None for name in _absent_components(source, kwargs) if name not in kwargs}
-    for log in (diffusers_logging, transformers_logging):
+    with without_progress_bars():
+        return (pipeline_class or DiffusionPipeline).from_pretrained(source, **absent, **kwargs)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Inside, loading draws no bars; afterwards it does where it did before."""
+    drawn = [log for log in LOGS if log.is_progress_bar_enabled()]
+    for log in drawn:
         log.disable_progress_bar()
     try:
-        return (pipeline_class or DiffusionPipeline).from_pretrained(source, **absent, **kwargs)
+        yield
     finally:
-        for log in (diffusers_logging, transformers_logging):
+        for log in drawn:
             log.enable_progress_bar()
 
 
@@ -65,7 +75,14 @@ def _absent_components(source: str | Path, kwargs: Mapping[str, Any]) -> list[st
         if found is None:
             return []
         index = found
-    entries = json.loads(index.read_text(encoding="utf-8"))
+    try:
+        entries = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(
+            f"{index} is not valid JSON ({error}); download the pipeline again"
+        ) from error
+    if not isinstance(entries, dict) or "_class_name" not in entries:
+        raise OSError(f"{index} names no pipeline class; use the folder of a diffusers pipeline")
     return [name for name, entry in entries.items() if entry == [None, None]]
 
 

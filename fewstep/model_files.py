@@ -1,15 +1,17 @@
 """Where an adapter and its recipe lie: local files first, then the Hugging Face hub. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewstep.adapters.header import PICKLE_SUFFIXES
 from fewstep.errors import AdapterError
 from fewstep.recipe import SIDECAR_NAME
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 """`from_pretrained` arguments that also say how to reach the hub."""
+SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,7 @@ class AdapterFile:
     """An adapter on this machine.
 
     Attributes:
-        path: The safetensors file.
+        path: The safetensors file, or a pickle.
         sidecar: The recipe file beside it, where there is one.
     """
 
@@ -30,7 +32,8 @@ def find_adapter(adapter: str | Path, hub_options: Mapping[str, Any] | None = No
 
     Args:
         adapter: A .safetensors file, a folder with one, a hub repository ("owner/name") with one,
-            or one file of a hub repository ("owner/name/file.safetensors").
+            or one file of a hub repository ("owner/name/file.safetensors"). Where there is no
+            .safetensors file, a pickle (.pt, .bin, .ckpt, ...) is taken.
         hub_options: Those of `HUB_OPTIONS` that apply.
 
     Raises:
@@ -67,18 +70,32 @@ def _existing(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
+def adapters_among(names: Iterable[str]) -> list[str]:
+    """Files that may be adapters, sorted: the .safetensors ones, or else the pickles."""
+    known = sorted(names)
+    return [name for name in known if name.endswith(SUFFIX)] or [
+        name for name in known if name.lower().endswith(PICKLE_SUFFIXES)
+    ]
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "3 .safetensors files here (a.safetensors, ...)", for messages."""
+    kind = SUFFIX if names[0].endswith(SUFFIX) else "pickle"
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"{len(names)} {kind} files here ({shown})"
+
+
 def _in_folder(folder: Path) -> AdapterFile:
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        raise AdapterError(_not_one(str(folder), [file.name for file in files]))
-    return AdapterFile(files[0], _existing(folder / SIDECAR_NAME))
+    names = adapters_among(file.name for file in folder.iterdir() if file.is_file())
+    if len(names) != 1:
+        raise AdapterError(_not_one(str(folder), names))
+    return AdapterFile(folder / names[0], _existing(folder / SIDECAR_NAME))
 
 
 def _not_one(where: str, names: list[str]) -> str:
     if not names:
         return f"{where}: no .safetensors file here; give the adapter file itself"
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"{where}: {len(names)} .safetensors files here ({shown}); name the one you mean"
+    return f"{where}: {listed(names)}; name the one you mean"
 
 
 def _split_hub_name(name: str) -> tuple[str | None, str, str]:
@@ -86,7 +103,7 @@ def _split_hub_name(name: str) -> tuple[str | None, str, str]:
     parts = name.split("/")
     if len(parts) < 2 or "\\" in name or any(part in ("", ".", "..", "~") for part in parts):
         return None, "", ""
-    if len(parts) == 2 and name.endswith(".safetensors"):
+    if len(parts) == 2 and name.endswith((SUFFIX, *PICKLE_SUFFIXES)):
         return None, "", ""  # a relative path that does not exist
     return "/".join(parts[:2]), "/", "/".join(parts[2:])
 
@@ -102,7 +119,7 @@ def _on_hub(repository: str, file: str, options: dict[str, Any]) -> AdapterFile:
             known = list_repo_files(
                 repository, revision=options.get("revision"), token=options.get("token")
             )
-            names = [n for n in known if n.endswith(".safetensors") and "/" not in n]
+            names = adapters_among(name for name in known if "/" not in name)
             if len(names) != 1:
                 raise AdapterError(_not_one(repository, names))
             file = names[0]

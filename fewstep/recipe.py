@@ -17,6 +17,7 @@ from fewstep.errors import ConfigError, RecipeError, RecipeVersionError
 from fewstep.noise_schedule import Level, levels_of
 from fewstep.recipe_checks import (
     check_all_used,
+    check_can_shift,
     check_experts,
     check_grid,
     check_grid_experts,
@@ -93,11 +94,8 @@ class FewStepRecipe:
                 f"default_steps is {self.default_steps}, but the grids have {counts} steps; "
                 "name one of them"
             )
-        if self.resolution_shift is not None and self.base.schedule.kind != "flow":
-            raise RecipeError(
-                f"resolution_shift needs a flow schedule, got kind {self.base.schedule.kind!r}; "
-                "leave it out"
-            )
+        if self.resolution_shift is not None:
+            check_can_shift(self.base, self.grids)
         second = () if self.second_stage is None else (self.second_stage.grid,)
         check_experts(self.experts)
         if self.experts and second:

@@ -56,6 +56,21 @@ def check_steps(grid: Grid, sampler: Sampler) -> None:
         )
 
 
+def check_can_shift(base: Base, grids: tuple[Grid, ...]) -> None:
+    """A size-dependent shift moves a flow's sigmas, but not what was fitted to them."""
+    if base.schedule.kind != "flow":
+        raise RecipeError(
+            f"resolution_shift needs a flow schedule, got kind {base.schedule.kind!r}; leave it out"
+        )
+    for grid in grids:
+        for what in ("solver", "stops"):
+            if getattr(grid, what):
+                raise RecipeError(
+                    f"{grid.name} has {what}, which a resolution_shift does not move; store the "
+                    "shifted grid of one size, without resolution_shift"
+                )
+
+
 def _sigma_at(schedule: NoiseSchedule, timestep: float, name: str) -> float:
     try:
         return schedule.sigma_of_timestep(timestep)

@@ -15,12 +15,13 @@ models trained over a range of timesteps (LCM, TCD), not for strict ones.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fewstep.errors import PipelineError
 from fewstep.recipe import FewStepRecipe
 from fewstep.recipe_checks import expert_at
-from fewstep.sampling import step_weights
+from fewstep.recipe_plan import first_noise_scale
+from fewstep.sampling import StepWeights, step_weights
 from fewstep.trajectory import PlannedStep, signal_weight
 
 Plan = tuple[PlannedStep, ...]
@@ -50,7 +51,8 @@ def snap_start(recipe: FewStepRecipe, plan: Plan, strength: float) -> Start:
         strength: 0 to 1; of two equally near levels the noisier is taken.
 
     Returns:
-        The same plan and an index; there is always at least one step to take.
+        The plan (as it is, but for noise correction) and an index; there is always at least one
+        step to take.
 
     Raises:
         PipelineError: The strength is not between 0 and 1, or samples grow from step to step.
@@ -61,7 +63,7 @@ def snap_start(recipe: FewStepRecipe, plan: Plan, strength: float) -> Start:
     grid = [schedule.timestep_of_sigma(step.level.sigma) for step in plan]
     resolution = 1e-6 * _whole_time(recipe)
     distances = [round(abs(timestep - wanted) / resolution) for timestep in grid]
-    return Start(plan, distances.index(min(distances)))
+    return Start(_from_a_picture(recipe, plan), distances.index(min(distances)))
 
 
 def insert_start(recipe: FewStepRecipe, plan: Plan, strength: float) -> Start:
@@ -93,7 +95,7 @@ def insert_start(recipe: FewStepRecipe, plan: Plan, strength: float) -> Start:
         )
     above = [step for step in plan if step.level.sigma >= now.sigma - SAME]
     if not above or above[-1].level.sigma <= now.sigma + SAME:
-        return Start(plan, max(len(above) - 1, 0))
+        return Start(_from_a_picture(recipe, plan), max(len(above) - 1, 0))
     _check_insertable(recipe, plan)
     tail = plan[len(above) :]
     following = tail[0].level if tail else end
@@ -128,6 +130,17 @@ def start_rule(name: str) -> StartRule:
             f"strength_rule {name!r} is unknown; use {' or '.join(map(repr, START_RULES))}"
         )
     return START_RULES[name]
+
+
+def _from_a_picture(recipe: FewStepRecipe, plan: Plan) -> Plan:
+    """Noise correction takes the first sample for noise alone; here there is a picture in it."""
+    first = plan[0]
+    if not recipe.sampler.noise_correction or first.following.sigma == 0.0:
+        return plan
+    noise = first.plain.sample * first_noise_scale(recipe, first.level) / first.reading.sigma
+    signal = first.plain.x0 - noise * first.reading.alpha
+    weights = StepWeights(noise, signal, first.plain.noise)
+    return (replace(first, weights=weights, plain=weights), *plan[1:])
 
 
 def _wanted_timestep(recipe: FewStepRecipe, plan: Plan, strength: float) -> float:

@@ -18,6 +18,8 @@ from fewstep.adapters import (
     lora_modules,
     read_header,
 )
+from fewstep.adapters.modules import ConfigAlphas
+from fewstep.adapters.names import parse_name
 from fewstep.errors import AdapterError, FewstepError, RecipeError, RecipeVersionError
 from fewstep.recipe import METADATA_KEY, Base, FewStepRecipe, Grid, Sampler, Schedule
 
@@ -191,6 +193,41 @@ def test_full_coverage_reports_ranks_and_alphas(path: Path) -> None:
     assert (coverage.matched, coverage.modules, coverage.text_encoder_modules) == (2, 2, 0)
     assert coverage.ranks == {"blocks.0.to_q": 4, "conv": 2}
     assert coverage.alphas == {"blocks.0.to_q": 8.0, "conv": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "alpha"),
+    [
+        ({}, 8.0),
+        ({"^blocks.0.to_q": 1}, 1.0),
+        ({"to_q": 1}, 1.0),
+        ({"0.to_q": 1}, 1.0),
+        ({"blocks.0.to_q": 1}, 1.0),
+        ({"^to_q": 1}, 8.0),
+        ({"o_q": 1, "blocks": 2, "blocks.*to_q": 3, "": 4}, 8.0),
+        ({"to_q": 1, "0.to_q": 2, "^blocks.0.to_q": 3}, 1.0),
+        ({"^blocks.0.to_q": 3, "0.to_q": 2, "to_q": 1}, 3.0),
+        ({"0.to_q": 2, "to_q": 1, "^blocks.0.to_q": 3}, 2.0),
+    ],
+)
+def test_patterns_are_names_or_their_last_parts_and_the_first_counts(
+    patterns: dict[str, int], alpha: float
+) -> None:
+    config = {"transformer.lora_alpha": 8, "transformer.alpha_pattern": patterns}
+    name = parse_name("transformer.blocks.0.to_q.lora_A.weight")
+    assert name.component == "transformer"
+    assert ConfigAlphas(config).of(name) == alpha
+
+
+def test_many_patterns_for_many_layers_take_no_longer(path: Path) -> None:
+    """Twenty thousand of each; one by one that would be a comparison of 400 million."""
+    modules = [f"blocks.{index}.to_q" for index in range(20_000)]
+    patterns = {f"x.{module}": 1 for module in modules} | {"^" + "a." * 100_000: 2}
+    alphas = ConfigAlphas({"lora_alpha": 3, "alpha_pattern": patterns})
+    start = time.process_time()
+    names = [parse_name(f"diffusion_model.{module}.lora_A.weight") for module in modules]
+    assert {alphas.of(name) for name in names} == {3.0}
+    assert time.process_time() - start < 2.0
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fewstep.adapters import save_adapter
 from fewstep.cli.main import main
@@ -81,6 +82,19 @@ def test_a_lone_file_is_examined_without_torch(adapter: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "ManualSigmas: 1, 0.9375, 0.833333, 0.625, 0" in done.stdout
     assert "nothing wrong was found" in done.stdout
+
+
+def test_a_pickle_is_examined_like_any_other(
+    adapter: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    torch.save(load_file(adapter), tmp_path / "student.pt")
+    status, data = said(capsys, str(tmp_path / "student.pt"))
+    assert (status, [f["code"] for f in data["findings"]][0]) == (3, "recipe/none")
 
 
 def test_a_lone_file_without_a_recipe_is_a_finding(

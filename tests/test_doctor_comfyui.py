@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fewstep.adapters import save_adapter
 from fewstep.doctor import examine_adapter
 from fewstep.doctor.comfyui import comfy_settings, comfy_sigmas, runtime_levels, sigmas_text
 from fewstep.doctor.consumers import ComfySettings
 from fewstep.recipe import FewStepRecipe, Guidance, Lora, Sampler
-from fewstep.zoo import entries
+from fewstep.zoo import entries, entry
 from tests.pains.common import finding, lora_tensors, write_lora
 from tests.tiny_pipelines import FLUX, SD3, SDXL, WAN21, flow_recipe, vp_recipe
 
@@ -137,6 +139,38 @@ def test_an_alpha_in_metadata_is_put_into_the_weight_for_comfyui(tmp_path: Path)
     assert finding(found, "comfyui/alpha-lost").evidence["scale"] == 0.5
     assert found.comfyui is not None
     assert found.comfyui.nodes[0] == "LoraLoaderModelOnly: strength_model 0.25"
+    assert finding(found, "comfyui/alpha-lost").fix.endswith("or strength_model 0.25")
+
+
+def test_a_recipe_of_another_family_than_the_file_is_told(tmp_path: Path) -> None:
+    tensors = lora_tensors(SDXL.build(), "unet")
+    file = write_lora(tmp_path / "a.safetensors", tensors, prefix="unet.")
+    found = examine_adapter(file, recipe="zoo:hyper-sd3-4steps-cfg-lora")
+    assert "the recipe is for sd3" in finding(found, "recipe/other-family").sentence
+    assert finding(found, "comfyui/keys-not-loaded").evidence["dialect"] == "diffusers/PEFT"
+    same = examine_adapter(file, recipe="zoo:dmd2-sdxl-4step-lora")
+    assert all(f.code != "recipe/other-family" for f in same.findings)
+
+
+def test_sdxl_turbo_is_euler_ancestral_in_comfyui_and_nothing_like_it_is() -> None:
+    """k-diffusion's step with eta 1 goes down to sigma_next^2 / sigma, then adds noise."""
+    recipe = entry("sdxl-turbo").required_recipe()
+    names = [comfy_settings(recipe, g, weight=1.0).sampler_name for g in recipe.grids]
+    assert names == ["euler", *["euler_ancestral"] * 3]
+    grid = recipe.grids[-1]
+    other = replace(grid, stops=(0.5 * grid.stops[0], *grid.stops[1:]))
+    assert comfy_settings(recipe, other, weight=1.0).sampler_name is None
+
+
+def test_embedded_guidance_has_a_node_for_some_families_only() -> None:
+    lcm = entry("lcm-dreamshaper-v7").required_recipe()
+    found = comfy_settings(lcm, lcm.grid(4), weight=1.0)
+    assert (found.sampler_name, any("FluxGuidance" in node for node in found.nodes)) == (
+        None,
+        False,
+    )
+    flux = entry("fasthunyuan").required_recipe()
+    assert "FluxGuidance: guidance 6" in comfy_settings(flux, flux.grid(), weight=1.0).nodes
 
 
 def test_names_that_comfyui_passes_over_are_told(tmp_path: Path) -> None:
@@ -156,6 +190,31 @@ def test_names_that_comfyui_passes_over_are_told(tmp_path: Path) -> None:
         found = examine_adapter(saved(f"{family}.safetensors", family, component))
         lost = finding(found, "comfyui/keys-not-loaded")
         assert (family in lost.sentence, lost.severity) == (True, "warning")
+
+
+@pytest.mark.parametrize(
+    ("linear", "matrices", "passed_over"),
+    [
+        ("attn1.to_q", (".lora_A.weight", ".lora_B.weight"), True),
+        ("attn1.processor.to_q", ("_lora.down.weight", "_lora.up.weight"), False),
+        ("ff.net.2", (".lora_A.weight", ".lora_B.weight"), False),
+    ],
+)
+def test_of_unet_names_comfyui_passes_over_new_attention_only(
+    linear: str, matrices: tuple[str, str], passed_over: bool, tmp_path: Path
+) -> None:
+    """As `model_lora_keys_unet` has it: `.to_` is `.processor.to_` there, all else is the same."""
+    layer = f"unet.down_blocks.1.attentions.0.transformer_blocks.0.{linear}"
+    tensors = {layer + end: torch.ones(2, 2) for end in matrices}
+    tensors["unet.down_blocks.1.attentions.0.proj_in.lora_A.weight"] = torch.ones(2, 2)
+    tensors["unet.down_blocks.1.attentions.0.proj_in.lora_B.weight"] = torch.ones(2, 2)
+    save_file(tensors, tmp_path / "a.safetensors")
+    found = examine_adapter(tmp_path / "a.safetensors")
+    lost = [f for f in found.findings if f.code == "comfyui/keys-not-loaded"]
+    assert bool(lost) is passed_over
+    assert (
+        not lost or "(1 of 2 modules): a picture with only a part of the LoRA" in lost[0].sentence
+    )
 
 
 def test_every_recipe_of_the_zoo_has_settings_or_a_reason() -> None:

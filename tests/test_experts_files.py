@@ -217,10 +217,22 @@ def test_a_repository_with_many_files_is_not_downloaded_whole(tmp_path: Path) ->
     refs.mkdir()
     (refs / "main").write_text("0" * 40)
     options = {"cache_dir": str(tmp_path), "local_files_only": True}
-    with pytest.raises(
-        AdapterError, match="some/loras: 3 .safetensors files there .a.safetensors,"
-    ):
+    with pytest.raises(AdapterError, match="some/loras: 3 .safetensors files here .a.safetensors,"):
         find_files("some/loras", options)
+
+
+def test_a_folder_of_pickles_is_found_as_well(tmp_path: Path) -> None:
+    folder, recipe = expert_folder(SD3, tmp_path / "experts")
+    expected = draw(FewStepPipeline.wrap(SD3.build(), adapter=folder, recipe=recipe), SD3)
+    for file in folder.glob("*.safetensors"):
+        torch.save(safetensors.torch.load_file(file), file.with_suffix(".pt"))
+        file.unlink()
+    pipe = FewStepPipeline.wrap(SD3.build(), adapter=folder, recipe=recipe)
+    assert [adapter.path.name for adapter in pipe.adapters] == [
+        "high_noise_model.pt",
+        "low_noise_model.pt",
+    ]
+    assert torch.equal(draw(pipe, SD3), expected)
 
 
 def test_two_experts_of_one_name_are_refused(tmp_path: Path) -> None:

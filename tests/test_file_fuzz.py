@@ -6,7 +6,6 @@ Whatever is accepted must also be accepted by the format's own readers, with the
 import io
 import json
 import math
-import pickle
 import random
 import struct
 import time
@@ -24,7 +23,7 @@ import torch
 
 from fewstep.adapters import AdapterHeader, inspect_adapter, lora_modules
 from fewstep.adapters.coverage import check_coverage
-from fewstep.adapters.opening import open_adapter, safetensors_copy
+from fewstep.adapters.opening import open_adapter
 from fewstep.adapters.preflight import preflight
 from fewstep.adapters.values import check_dtypes, check_values
 from fewstep.errors import AdapterError, FewstepError, RecipeError
@@ -309,8 +308,10 @@ def _rezipped(data: bytes, rng: random.Random) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
         for name in old.namelist():
             content = old.read(name)
-            if name.endswith("data.pkl"):
+            if name.endswith("data.pkl") and rng.random() < 0.7:
                 content = _edited_program(content, rng)
+            elif "/data/" in name and rng.random() < 0.3:
+                content = with_poisoned_values(content, rng)
             elif rng.random() < 0.1:
                 content = flipped(content, rng)
             if rng.random() > 0.02:
@@ -461,30 +462,16 @@ def test_damaged_safetensors_files(tmp_path: Path) -> None:
         assert counts[outcome] > NUM_SAFETENSORS // 5, counts
 
 
-def test_damaged_pickles(tmp_path: Path) -> None:
-    loaded_too = []
+def test_damaged_pickles(tmp_path: Path, own_assets: Path) -> None:
+    """What opens has a whole copy: safetensors' own reader sees the same tensors in it."""
 
     def agree(header: AdapterHeader) -> None:
-        """The copy says the same, and so does torch's restricted reader where it reads the file.
-
-        Damage in parts of the archive that have no numbers is an error to one of the two only.
-        """
-        copy = safetensors_copy(header, tmp_path / "cache")
-        seen = {name: (info.dtype, info.shape) for name, info in header.tensors.items()}
-        assert {name: (info.dtype, info.shape) for name, info in copy.tensors.items()} == seen
-        try:
-            loaded = torch.load(header.path, weights_only=True)
-        except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError):
-            copy.path.unlink()
-            return
-        loaded = loaded["state_dict"] if "state_dict" in loaded else loaded
-        written = safetensors.torch.load_file(copy.path)
-        assert set(loaded) == set(written)
-        for name, values in loaded.items():  # of damaged archives torch may read other bytes
-            assert (values.dtype, values.shape) == (written[name].dtype, written[name].shape)
-        loaded_too.append(header.path)
-        copy.path.unlink()
+        written = safetensors.torch.load_file(header.tensor_file)
+        shapes = {name: tuple(values.shape) for name, values in written.items()}
+        assert shapes == {name: info.shape for name, info in header.tensors.items()}
+        header.tensor_file.unlink()
 
     counts = fuzz_all(tmp_path / "a.pt", damaged_pickle, NUM_PICKLES, agree)
     assert counts["refused"] > NUM_PICKLES // 5, counts
-    assert len(loaded_too) > NUM_PICKLES // 20, counts
+    assert counts["read"] > NUM_PICKLES // 20, counts
+    assert not list(own_assets.rglob("*.partial"))

@@ -15,7 +15,13 @@ import torch
 from diffusers import DiffusionPipeline, LCMScheduler
 
 from fewstep.adapters import save_adapter
-from fewstep.errors import AdapterError, PipelineError, RecipeError, RecipeNotFoundError
+from fewstep.errors import (
+    AdapterError,
+    ConfigError,
+    PipelineError,
+    RecipeError,
+    RecipeNotFoundError,
+)
 from fewstep.pipeline import FewStepPipeline
 from fewstep.recipe import SIDECAR_NAME, FewStepRecipe, Grid, Lora, Sampler
 from fewstep.schedulers import FewStepScheduler
@@ -251,14 +257,32 @@ def test_callbacks_and_tuples_still_work() -> None:
     [
         ({"seed": 1, "generator": torch.Generator()}, "seed and generator were both passed"),
         ({"seed": [1, 2, 3]}, "got 3 seeds for 1 images"),
+        ({"seed": [1.7]}, "seed must be a whole number from 0 to .*, got 1.7"),
+        ({"seed": [-3]}, "seed must be a whole number from 0 to .*, got -3"),
+        ({"seed": "7"}, "seed must be a whole number from 0 to .*, got '7'"),
         ({"timesteps": [999, 1]}, "timesteps was passed, but the recipe owns the grid"),
         ({"sigmas": [1.0, 0.5]}, "sigmas was passed, but the recipe owns the grid"),
     ],
 )
 def test_calls_that_contradict_themselves_are_errors(kwargs: dict, words: str) -> None:
     pipe = FewStepPipeline.wrap(SD15.build(), recipe=SD15.recipe())
-    with pytest.raises(PipelineError, match=words):
+    with pytest.raises((PipelineError, ConfigError), match=words):
         pipe(**SD15.arguments(1), **kwargs)
+
+
+def test_a_call_inside_a_call_is_refused_and_the_next_one_draws_as_before() -> None:
+    pipe = FewStepPipeline.wrap(SD3.build(), recipe=SD3.recipe())
+    before = draw(pipe, SD3)
+    with pytest.raises(PipelineError, match="in the middle of a picture"):
+        draw(pipe, SD3, callback_on_step_end=lambda *_: draw(pipe, SD3))
+    assert torch.equal(draw(pipe, SD3), before)
+
+
+def test_a_wrapped_class_is_not_made_from_another_pipeline() -> None:
+    pipe = FewStepPipeline.wrap(SD3.build(), recipe=SD3.recipe())
+    for wrapped_class in (FewStepPipeline, type(pipe)):
+        with pytest.raises(PipelineError, match="use from_pipe of the stock class"):
+            wrapped_class.from_pipe(pipe)
 
 
 def test_a_replaced_scheduler_is_noticed() -> None:

@@ -22,6 +22,7 @@ from fewstep.recipe import (
     SolverRow,
 )
 from fewstep.schedulers import FewStepScheduler
+from fewstep.trajectory import PlannedStep
 from tests.tiny.distilled import FLUX2_KLEIN
 from tests.tiny.families import ALL_FAMILIES, FLUX, PIXART, QWEN_IMAGE, SD3, SD15, SDXL, WAN21
 from tests.tiny.family import TinyFamily, record_denoiser, seen_timesteps
@@ -238,12 +239,18 @@ def test_fitted_rows_are_the_steps_in_every_family(family: TinyFamily) -> None:
     scheduler: Any = pipe.scheduler
     step = scheduler.step
 
+    clean: list[torch.Tensor] = []
+
+    def watch_x0(x0: torch.Tensor, planned: PlannedStep) -> torch.Tensor:
+        clean.append(x0)
+        return x0
+
     def watch(output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any):
         result = step(output, timestep, sample, *args, **kwargs)
-        seen.append((sample, result[1], result[0]))
+        seen.append((sample, clean[-1], result[0]))
         return result
 
-    scheduler.step = watch
+    scheduler.step, scheduler.refine_x0 = watch, watch_x0
     pipe(**family.arguments(1), seed=2)
     assert len(seen) == 4
     for i, (row, (sample, x0, moved)) in enumerate(zip(rows, seen, strict=True)):

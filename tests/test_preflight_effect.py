@@ -1,11 +1,12 @@
 """The effect probe: adapters without effect are errors, those with one cost one call, once."""
 
+import copy
 import math
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
@@ -14,12 +15,8 @@ from torch import Tensor, nn
 
 from fewstep.errors import AdapterError, PipelineError
 from fewstep.pipeline import FewStepPipeline
-from fewstep.pipeline.effect_probe import (
-    check_effect,
-    measure_effect,
-    watch_effect,
-    watch_pipeline,
-)
+from fewstep.pipeline.effect_probe import check_effect, measure_effect
+from fewstep.pipeline.effect_watch import watch_effect, watch_pipeline
 from fewstep.pipeline.lora_layers import LoraWeights, lora_layers, merge_all, put_on
 from tests.tiny_pipelines import FLUX, PIXART, SD3, SD15, WAN22, Z_IMAGE, TinyFamily
 
@@ -124,13 +121,51 @@ def test_zero_matrices_have_no_effect() -> None:
     assert "\n" not in text
 
 
-def test_scale_zero_has_no_effect_and_is_named() -> None:
+def test_an_alpha_of_zero_has_no_effect_and_is_named_until_it_is_put_right() -> None:
     pipe = with_adapter(SD15)
     for layer in layers(pipe.unet):
-        layer.set_scale("fewstep", 0.0)
-    watch_effect(pipe.unet)
-    with pytest.raises(AdapterError, match="has no effect.*scale 0, LoRA in float32"):
-        call(pipe, SD15)
+        layer.lora_alpha["fewstep"] = 0.0
+        layer.set_scale("fewstep", 1.0)
+    watch = watch_effect(pipe.unet)
+    for _ in range(2):
+        with pytest.raises(AdapterError, match="has no effect.*scale 0, LoRA in float32"):
+            call(pipe, SD15)
+    for layer in layers(pipe.unet):
+        layer.lora_alpha["fewstep"] = 2.0
+        layer.set_scale("fewstep", 1.0)
+    call(pipe, SD15)
+    assert not watch.waiting
+
+
+def weight_0(pipe: Any) -> dict[str, Any]:
+    pipe.set_adapters(["fewstep"], [0.0])
+    return {}
+
+
+def disabled(pipe: Any) -> dict[str, Any]:
+    pipe.disable_lora()
+    return {}
+
+
+def called_with_scale_0(_: Any) -> dict[str, Any]:
+    return {"joint_attention_kwargs": {"scale": 0.0}}
+
+
+@pytest.mark.filterwarnings("ignore:LoRA layers are disabled")
+@pytest.mark.parametrize("switch_off", [weight_0, disabled, called_with_scale_0])
+def test_an_adapter_that_the_user_switched_off_is_probed_when_it_is_on_again(
+    tmp_path: Path, switch_off: Any
+) -> None:
+    pipe = wrapped(SD3, tmp_path)
+    (watch,) = pipe._fewstep.watches
+    pipe(**SD3.arguments(1), seed=0, **switch_off(pipe))
+    assert watch.effects == []
+    assert watch.waiting == {"fewstep"}
+    pipe.enable_lora()
+    pipe.set_adapters(["fewstep"], [1.0])
+    call(pipe, SD3)
+    assert watch.effects[0].relative > 1e-3
+    assert not watch.waiting
 
 
 class Deaf(nn.Linear):
@@ -163,7 +198,7 @@ def test_float8_weights_are_named() -> None:
 def test_a_style_lora_stays_on_and_does_not_hide_a_dead_adapter() -> None:
     pipe = with_adapter(SD3, names=("style", "fewstep"))
     for layer in layers(pipe.transformer):
-        layer.set_scale("fewstep", 0.0)
+        layer.lora_B["fewstep"].weight.data.zero_()
     before = [
         (layer.active_adapters, layer.lora_A["style"].weight) for layer in layers(pipe.transformer)
     ]
@@ -181,7 +216,7 @@ def test_experts_are_checked_one_by_one_as_their_turn_comes() -> None:
     pipe = with_adapter(SD3, names=("fewstep_high", "fewstep_low"))
     model = pipe.transformer
     for layer in layers(model):
-        layer.set_scale("fewstep_low", 0.0)
+        layer.lora_B["fewstep_low"].weight.data.zero_()
 
     def activate(name: str) -> None:
         for layer in layers(model):
@@ -196,7 +231,7 @@ def test_experts_are_checked_one_by_one_as_their_turn_comes() -> None:
     activate("fewstep_low")
     with pytest.raises(AdapterError, match="has no effect"):
         call(pipe, SD3)
-    assert not watch.waiting
+    assert watch.waiting == {"fewstep_low"}
 
 
 def test_both_networks_of_wan22_are_probed_by_themselves() -> None:
@@ -281,40 +316,122 @@ def test_offloaded_models_are_probed_where_they_run() -> None:
     assert watch.effects[0].relative > 1e-3
 
 
-def test_a_pickled_adapter_draws_what_its_safetensors_twin_draws(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Through `FewStepPipeline.wrap`, the copy for diffusers included."""
+def test_a_pickled_adapter_draws_what_its_safetensors_twin_draws(tmp_path: Path) -> None:
+    """Through `FewStepPipeline.wrap`."""
     tensors = {
         f"transformer.{name}": values
         for name, values in safetensors.torch.load_file(saved_adapter(tmp_path)).items()
     }
     safetensors.torch.save_file(tensors, tmp_path / "twin.safetensors")
     torch.save(tensors, tmp_path / "twin.pt")
-    kept = tmp_path / "kept"
-    monkeypatch.setattr(huggingface_hub, "cached_assets_path", lambda *_, **__: kept)
     pictures = []
     for suffix in ("safetensors", "pt"):
         pipe: Any = FewStepPipeline.wrap(
             SD3.build(), adapter=tmp_path / f"twin.{suffix}", recipe=SD3.recipe()
         )
         pipe.set_progress_bar_config(disable=True)
-        (watch,) = watch_pipeline(pipe)
+        (watch,) = pipe._fewstep.watches
         pictures.append(call(pipe, SD3))
         assert watch.effects[0].relative > 1e-3
     assert torch.equal(*(torch.as_tensor(picture) for picture in pictures))
-    assert len(list(kept.rglob("twin.safetensors"))) == 1
 
 
-def saved_adapter(folder: Path) -> Path:
-    """Rank 2 on the SD3 family's to_q, names as in the model."""
+def saved_adapter(folder: Path, family: TinyFamily = SD3, strength: float = 1.0) -> Path:
+    """Rank 2 on every to_q, names as in the model."""
     generator = torch.Generator().manual_seed(3)
-    model: Any = SD3.build().components["transformer"]
+    model: Any = family.build().components[family.denoisers[0]]
     tensors = {}
     for name, module in model.named_modules():
         if name.endswith("to_q"):
             down = torch.randn(2, module.in_features, generator=generator)
-            up = torch.randn(module.out_features, 2, generator=generator)
+            up = strength * torch.randn(module.out_features, 2, generator=generator)
             tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
     safetensors.torch.save_file(tensors, folder / "bare.safetensors")
     return folder / "bare.safetensors"
+
+
+def wrapped(family: TinyFamily, folder: Path, *, strength: float = 1.0, **options: Any) -> Any:
+    """A tiny pipeline with an adapter from a file."""
+    path = saved_adapter(folder, family, strength)
+    pipe: Any = FewStepPipeline.wrap(
+        family.build(), adapter=path, recipe=family.recipe(), **options
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@FAMILIES
+@pytest.mark.parametrize("experts", ["adapters", "hotswap"])
+def test_an_attached_adapter_is_probed_in_the_first_picture_and_changes_none(
+    tmp_path: Path, family: TinyFamily, experts: str
+) -> None:
+    probed = wrapped(family, tmp_path, experts=experts)
+    plain = wrapped(family, tmp_path, experts=experts, probe=False)
+    model, other = (pipe.components[family.denoisers[0]] for pipe in (probed, plain))
+    assert model._forward_hooks
+    assert not other._forward_hooks
+    calls, fewer = counted(model), counted(other)
+    random_state = torch.get_rng_state()
+    assert torch.equal(torch.as_tensor(call(probed, family)), torch.as_tensor(call(plain, family)))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert len(calls) == len(fewer) + 1
+    assert not model._forward_hooks
+    assert probed._fewstep.watches[0].effects[0].relative > 1e-3
+    assert torch.equal(torch.as_tensor(call(probed, family)), torch.as_tensor(call(plain, family)))
+    assert len(calls) == len(fewer) + 1
+
+
+@pytest.mark.parametrize("experts", ["adapters", "hotswap"])
+def test_a_dead_adapter_stops_every_picture_unless_the_probe_is_off(
+    tmp_path: Path, experts: str
+) -> None:
+    pipe = wrapped(SD3, tmp_path, strength=0.0, experts=experts)
+    for _ in range(2):
+        with pytest.raises(AdapterError, match="the adapter has no effect"):
+            call(pipe, SD3)
+    call(wrapped(SD3, tmp_path, strength=0.0, probe=False), SD3)
+
+
+def test_a_scale_of_zero_is_the_users_wish(tmp_path: Path) -> None:
+    pipe = wrapped(SD3, tmp_path, adapter_scale=0.0)
+    bare: Any = FewStepPipeline.wrap(SD3.build(), recipe=SD3.recipe())
+    bare.set_progress_bar_config(disable=True)
+    assert torch.equal(call(pipe, SD3), call(bare, SD3))
+
+
+def test_the_watch_ends_with_the_adapter(tmp_path: Path) -> None:
+    """Unwrapped, fused by fewstep, or merged into copies from the start."""
+    pipe = wrapped(SD3, tmp_path)
+    assert not pipe.unwrap().transformer._forward_hooks
+    fused = wrapped(SD3, tmp_path).fuse()
+    call(fused, SD3)
+    assert not fused.transformer._forward_hooks
+    assert wrapped(SD3, tmp_path, experts="fused")._fewstep.watches == ()
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+def test_a_copy_watches_its_own_network(tmp_path: Path, clone: Any) -> None:
+    pipe = wrapped(SD3, tmp_path)
+    second = clone(pipe)
+    assert torch.equal(call(second, SD3), call(pipe, SD3))
+    for one in (pipe, second):
+        assert len(one._fewstep.watches[0].effects) == 1
+        assert not one.transformer._forward_hooks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", ["whole", "blocks"])
+def test_a_network_compiled_before_its_first_picture_is_compiled_once(
+    tmp_path: Path, compiled: str
+) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    pipe = wrapped(SD3, tmp_path)
+    model = pipe.transformer
+    for module in [model] if compiled == "whole" else model.transformer_blocks:
+        module.compile(backend="eager", fullgraph=True)
+    call(pipe, SD3)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    call(pipe, SD3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
+    assert pipe._fewstep.watches[0].effects == []

@@ -1,8 +1,10 @@
-"""Pickles are read as data: what torch reads of them, nothing run, nothing unpacked unseen."""
+"""Pickles: what torch's restricted reader makes of them, nothing run, nothing unpacked unseen."""
 
+import json
 import os
 import pickle
-import time
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from fewstep.adapters.opening import open_adapter, safetensors_copy
+from fewstep.adapters.opening import open_adapter
 from fewstep.errors import AdapterError
 
 
@@ -32,10 +34,9 @@ NESTINGS = pytest.mark.parametrize("nested", [False, True], ids=["flat", "state_
 
 @LAYOUTS
 @NESTINGS
-def test_pickles_are_read_without_torch_as_torch_reads_them(
-    tmp_path: Path, is_zip: bool, nested: bool
-) -> None:
+def test_pickles_are_read_as_torch_reads_them(tmp_path: Path, is_zip: bool, nested: bool) -> None:
     """Same names, dtypes, shapes and bits as `torch.load(weights_only=True)`."""
+    block = torch.randn(10, 4)
     tensors = lora(
         bf16=torch.randn(3, 5).bfloat16(),
         fp16=torch.randn(3, 5).half(),
@@ -43,24 +44,30 @@ def test_pickles_are_read_without_torch_as_torch_reads_them(
         integer=torch.tensor([1, -2, 3]),
         bool=torch.tensor([True, False]),
         scalar=torch.tensor(2.5),
-        window=torch.randn(10, 4)[2:5],
+        window=block[2:5],
+        same_memory=block[2:5],
+        transposed=torch.randn(3, 2).T,
+        every_second=torch.randn(8)[::2],
+        expanded=torch.randn(1).expand(5),
         empty=torch.zeros(0, 3),
         parameter=torch.nn.Parameter(torch.randn(2, 2)),
     )
+    if is_zip:  # torch cannot read its own older files of it
+        tensors["float8"] = torch.randn(3).to(torch.float8_e4m3fn)
     path = tmp_path / "adapter.pt"
     content = {"state_dict": tensors, "epoch": 3, "note": None} if nested else tensors
     torch.save(content, path, _use_new_zipfile_serialization=is_zip)
     header = open_adapter(path)
-    assert header.container == "pickle"
+    assert (header.container, header.path) == ("pickle", path)
+    assert header.num_bytes == path.stat().st_size
     assert header.read_scalars(["scalar"]) == {"scalar": 2.5}
-    copy = safetensors_copy(header, tmp_path / "cache")
     loaded = torch.load(path, weights_only=True)
     loaded = loaded["state_dict"] if nested else loaded
-    written = safetensors.torch.load_file(copy.path)
+    written = safetensors.torch.load_file(header.tensor_file)
     assert set(written) == set(loaded) == set(header.tensors)
     for name, values in loaded.items():
         assert written[name].dtype == values.dtype
-        assert torch.equal(written[name], values)
+        assert torch.equal(written[name].float(), values.float())
 
 
 def test_a_module_s_state_dict_is_read_and_its_metadata_passed_over(tmp_path: Path) -> None:
@@ -70,35 +77,78 @@ def test_a_module_s_state_dict_is_read_and_its_metadata_passed_over(tmp_path: Pa
     assert shapes == {n: tuple(v.shape) for n, v in model.state_dict().items()}
 
 
-def test_copies_are_private_made_once_and_named_like_the_file(tmp_path: Path) -> None:
-    torch.save(lora(), tmp_path / "wan2.2_high_noise.pt")
-    header = open_adapter(tmp_path / "wan2.2_high_noise.pt")
-    first = safetensors_copy(header, tmp_path / "cache")
-    stamp = first.path.stat().st_mtime_ns
-    assert safetensors_copy(header, tmp_path / "cache").path == first.path
-    assert first.path.stat().st_mtime_ns == stamp
-    assert first.path.name == "wan2.2_high_noise.safetensors"
-    assert len(list((tmp_path / "cache").rglob("*.*"))) == 1
+def test_negated_views_are_written_as_they_read(tmp_path: Path) -> None:
+    """A view may carry its sign as a mark beside the numbers."""
+    negated = torch._neg_view(torch.tensor([1.0, 2.0]))
+    torch.save({"a": negated}, tmp_path / "a.pt")
+    loaded = torch.load(tmp_path / "a.pt", weights_only=True)["a"]
+    header = open_adapter(tmp_path / "a.pt")
+    assert torch.equal(safetensors.torch.load_file(header.tensor_file)["a"], loaded)
+
+
+def test_copies_are_private_made_once_and_read_without_torch(
+    tmp_path: Path, own_assets: Path
+) -> None:
+    path = tmp_path / "wan2.2_high_noise.pt"
+    torch.save(lora(), path)
+    first = open_adapter(path)
+    stamp = first.tensor_file.stat().st_mtime_ns
+    assert open_adapter(path) == first
+    assert first.tensor_file.stat().st_mtime_ns == stamp
+    assert [file.name for file in own_assets.rglob("*")] == [first.tensor_file.name]
     if os.name == "posix":
-        assert first.path.stat().st_mode & 0o077 == 0
-    assert safetensors_copy(first) is first
+        assert first.tensor_file.stat().st_mode & 0o077 == 0
+    code = (
+        "import sys, json; from pathlib import Path; from fewstep.adapters import open_adapter; "
+        f"header = open_adapter(Path({str(path)!r}), cache=Path({str(own_assets)!r})); "
+        "print(json.dumps([len(header.tensors), 'torch' in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [4, False]
+
+
+def test_changed_content_gets_a_copy_of_its_own(tmp_path: Path) -> None:
+    torch.save(lora(), tmp_path / "a.pt")
+    first = open_adapter(tmp_path / "a.pt")
+    torch.save(lora(more=torch.ones(1)), tmp_path / "a.pt")
+    assert set(open_adapter(tmp_path / "a.pt").tensors) - set(first.tensors) == {"more"}
+
+
+def test_without_torch_the_extra_is_named(tmp_path: Path) -> None:
+    torch.save(lora(), tmp_path / "a.pt")
+    code = (
+        "import sys; sys.modules['torch'] = None; from pathlib import Path\n"
+        "from fewstep.adapters import open_adapter; from fewstep.errors import MissingExtraError\n"
+        f"try: open_adapter({str(tmp_path / 'a.pt')!r}, cache=Path({str(tmp_path)!r}))\n"
+        "except MissingExtraError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == 'torch is not installed; run: pip install "fewstep[torch]"\n'
 
 
 def test_a_copy_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     torch.save(lora(), tmp_path / "a.pt")
-    (tmp_path / "cache").write_text("in the way")
-    with pytest.raises(AdapterError, match="a safetensors copy cannot be written to"):
-        safetensors_copy(open_adapter(tmp_path / "a.pt"), tmp_path / "cache")
+    (tmp_path / "in_the_way").write_text("a file")
+    with pytest.raises(AdapterError, match="a.pt: a safetensors copy cannot be written to"):
+        open_adapter(tmp_path / "a.pt", cache=tmp_path / "in_the_way")
+
+
+def test_a_damaged_copy_is_named_with_its_original(tmp_path: Path) -> None:
+    torch.save(lora(), tmp_path / "a.pt")
+    copy = open_adapter(tmp_path / "a.pt").tensor_file
+    copy.write_bytes(copy.read_bytes()[:-1])
+    with pytest.raises(AdapterError, match="a.pt: its safetensors copy cannot be used .*cut short"):
+        open_adapter(tmp_path / "a.pt")
 
 
 class Runs:
-    """Unpickled the usual way, this makes a file."""
+    """Unpickled the usual way, this runs a command that makes a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __reduce__(self) -> Any:
-        return open, (str(self.path), "w")
+        return os.system, (f"echo > {self.path}",)
 
 
 @LAYOUTS
@@ -107,15 +157,21 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, is_zip: bool) -> None:
     torch.save(
         lora() | {"x": Runs(trace)}, tmp_path / "a.pt", _use_new_zipfile_serialization=is_zip
     )
-    with pytest.raises(AdapterError, match="asks to call '(io|_io|builtins).open'"):
+    with pytest.raises(AdapterError) as caught:
         open_adapter(tmp_path / "a.pt")
     assert not trace.exists()
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / 'a.pt'}: torch.load(weights_only=True) refuses it (")
+    assert f"{os.system.__module__}.system" in text
+    assert text.endswith("; ask for a .safetensors file")
+    assert "weights_only=False" not in text, "torch's advice to run it all the same"
 
 
 def refused() -> dict[str, tuple[Any, str]]:
     """What torch.save writes -> what is said of it."""
     return {
-        "whole model": (torch.nn.Linear(2, 2), "instruction NEWOBJ"),
+        "whole model": (torch.nn.Linear(2, 2), "refuses it (Unsupported global"),
+        "path": ({"a": Path("x")}, "refuses it (Unsupported "),
         "list": ([torch.zeros(1)], "holds no dictionary of tensors"),
         "tensor": (torch.zeros(1), "holds no dictionary of tensors"),
         "empty": ({}, "holds no dictionary of tensors"),
@@ -125,36 +181,31 @@ def refused() -> dict[str, tuple[Any, str]]:
             {"state_dict": lora(), "ema": lora()},
             "has 'ema' beside its 'state_dict'",
         ),
-        "transposed": ({"a": torch.zeros(3, 2).T}, "transposed (strides [1, 2])"),
-        "expanded": ({"a": torch.zeros(1).expand(10**12)}, "gaps or transposed|a storage of 1"),
-        "sparse": ({"a": torch.zeros(2).to_sparse()}, "asks to call"),
-        "float8": ({"a": torch.zeros(2).to(torch.float8_e4m3fn)}, "has a storage of type"),
+        "expanded": ({"a": torch.zeros(1).expand(10**12)}, "claims 4000000000000 bytes of tensors"),
+        "windows": (dict.fromkeys(map(str, range(1000)), torch.zeros(10_000)), "claims 40000000 "),
+        "sparse": ({"a": torch.zeros(2).to_sparse()}, "which is sparse, quantised or the like"),
+        "meta": ({"a": torch.zeros(2, device="meta")}, "which is sparse, quantised or the like"),
+        "complex128": ({"a": torch.zeros(2, dtype=torch.complex128)}, "cannot be written"),
         "number keys": ({1: torch.zeros(1)}, "holds 1, which is not a tensor"),
+        "other keys": ({(1, 2): torch.zeros(1)}, "holds a key of type tuple"),
         "header key": ({"__metadata__": torch.zeros(1)}, "holds '__metadata__'"),
+        "half a letter": ({"\ud800": torch.zeros(1)}, "surrogates not allowed"),
     }
 
 
 @pytest.mark.parametrize("kind", refused())
-def test_other_pickles_are_refused_in_one_sentence(tmp_path: Path, kind: str) -> None:
+def test_other_pickles_are_refused_in_one_sentence(
+    tmp_path: Path, own_assets: Path, kind: str
+) -> None:
     content, message = refused()[kind]
     torch.save(content, tmp_path / "a.ckpt")
     with pytest.raises(AdapterError) as caught:
         open_adapter(tmp_path / "a.ckpt")
     text = str(caught.value)
-    assert text.startswith(f"{tmp_path / 'a.ckpt'}: this pickle file ")
-    assert any(part in text for part in message.split("|"))
+    assert text.startswith(f"{tmp_path / 'a.ckpt'}: ")
+    assert message in text
     assert "\n" not in text
-
-
-def test_what_weights_only_refuses_is_refused_too(tmp_path: Path) -> None:
-    path = tmp_path / "a.pt"
-    for content in (Runs(tmp_path / "x"), torch.nn.Linear(2, 2), {"a": Path("x")}):
-        torch.save(content, path)
-        with pytest.raises(pickle.UnpicklingError):
-            torch.load(path, weights_only=True)
-        with pytest.raises(AdapterError):
-            open_adapter(path)
-    assert not (tmp_path / "x").exists()
+    assert not list(own_assets.rglob("*"))
 
 
 def rezipped(source: Path, target: Path, change: Any, *, compress: bool = False) -> Path:
@@ -169,15 +220,10 @@ def rezipped(source: Path, target: Path, change: Any, *, compress: bool = False)
 
 
 ARCHIVES: dict[str, tuple[Any, str]] = {
-    "no program": (lambda n, d: None if n.endswith("data.pkl") else d, "torch.save did not write"),
-    "no storage": (
-        lambda n, d: None if n.endswith("data/0") else d,
-        "lacks numbers of its storage",
-    ),
-    "short storage": (lambda n, d: d[:-1] if n.endswith("data/1") else d, "lacks numbers"),
-    "big endian": (lambda n, d: b"big" if n.endswith("byteorder") else d, "another byte order"),
+    "no program": (lambda n, d: None if n.endswith("data.pkl") else d, "refuses it ("),
+    "no storage": (lambda n, d: None if n.endswith("data/0") else d, "refuses it ("),
     "plain pickle inside": (
-        lambda n, d: pickle.dumps({"a": 1}, 5) if n.endswith("data.pkl") else d,
+        lambda n, d: pickle.dumps({"a": 1}, 2) if n.endswith("data.pkl") else d,
         "holds 'a', which is not a tensor",
     ),
 }
@@ -193,23 +239,37 @@ def test_damaged_archives_are_refused_in_one_sentence(tmp_path: Path, kind: str)
     assert message in str(caught.value)
 
 
+def test_one_changed_bit_among_the_numbers_is_noticed(tmp_path: Path) -> None:
+    """torch itself maps the numbers unchecked; the archive has checksums."""
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.full((100,), 0.25)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\x00\x00\x80\x3e" * 100) + 200] ^= 1
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True, mmap=True)["a"].unique().numel() == 2
+    with pytest.raises(AdapterError, match="does not have its checksum, so it is damaged"):
+        open_adapter(path)
+
+
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(4_000_000)}, tmp_path / "good.pt")
     bomb = rezipped(tmp_path / "good.pt", tmp_path / "bomb.pt", lambda n, d: d, compress=True)
     assert bomb.stat().st_size < 100_000
     tracemalloc.start()
     try:
-        with pytest.raises(AdapterError, match="compressed or encrypted"):
+        with pytest.raises(AdapterError, match="compressed archive of 16.* bytes in"):
             open_adapter(bomb)
         assert tracemalloc.get_traced_memory()[1] < 8_000_000  # 16 MB unpacked
     finally:
         tracemalloc.stop()
 
 
-def test_many_windows_on_one_storage_cannot_explode_a_copy(tmp_path: Path) -> None:
-    block = torch.zeros(10_000)
-    torch.save({f"{i}": block for i in range(1000)}, tmp_path / "a.pt")
-    with pytest.raises(AdapterError, match="claims 40000000 bytes of tensors in a file of"):
+def test_files_beyond_the_limit_are_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(lora(), tmp_path / "a.pt")
+    monkeypatch.setattr("fewstep.adapters.pickle_files.MAX_FILE_BYTES", 1000)
+    with pytest.raises(AdapterError, match=r"bytes .limit 1000., too many"):
         open_adapter(tmp_path / "a.pt")
 
 
@@ -217,9 +277,10 @@ FILES = {
     "missing": (None, "there is no such file"),
     "zero bytes": (b"", "is empty (0 bytes)"),
     "web page": (b"<!DOCTYPE html>" + bytes(99), "is no pickle in spite of its name"),
-    "cut zip": (b"PK\x03\x04" + bytes(99), "is a damaged zip archive"),
-    "cut pickle": (b"\x80\x02}q\x00X\x01\x00", "is damaged: its instructions make no sense"),
-    "another pickle": (pickle.dumps({"a": 1}, 2), "is not in a format of torch.save"),
+    "cut zip": (b"PK\x03\x04" + bytes(99), "refuses it (File is not a zip file)"),
+    "cut pickle": (b"\x80\x02}q\x00X\x01\x00", "refuses it ("),
+    "another pickle": (pickle.dumps({"a": 1}, 2), "refuses it ("),
+    "endless pickle": (b"\x80\x02" + b"N" * 1_000_000, "refuses it ("),
 }
 
 
@@ -258,40 +319,3 @@ def test_a_header_of_millions_of_values_is_refused_before_it_is_parsed(tmp_path:
         assert tracemalloc.get_traced_memory()[1] < 2 * len(text)
     finally:
         tracemalloc.stop()
-
-
-@LAYOUTS
-def test_an_endless_pickle_is_given_up(tmp_path: Path, is_zip: bool) -> None:
-    program = b"\x80\x02" + b"]" * 3_000_000 + b"."
-    good, path = tmp_path / "good.pt", tmp_path / "a.pt"
-    torch.save(lora(), good, _use_new_zipfile_serialization=is_zip)
-    if is_zip:
-        rezipped(good, path, lambda n, d: program if n.endswith("data.pkl") else d)
-    else:
-        path.write_bytes(b"\x80\x02" + b"N" * 3_000_000)
-    with pytest.raises(AdapterError, match="has more than 1000000 instructions"):
-        open_adapter(path)
-
-
-SLOW_PROGRAMS = {  # each would take minutes if instructions walked over what others have built
-    "dictionaries of a list": (
-        b"ccollections\nOrderedDict\nq\x00]q\x01(" + b"h\x02" * 200_000 + b"eq\x03\x85q\x04",
-        b"h\x00h\x04R",
-    ),
-    "storages of a tuple": (b"(" + b"N" * 200_000 + b"tq\x00", b"h\x00Q"),
-    "names of nested tuples": (b")" + b"q\x00h\x00\x86" * 100_000 + b"q\x00", b"h\x00h\x00\x93"),
-}
-
-
-@pytest.mark.parametrize("kind", SLOW_PROGRAMS)
-def test_programs_made_to_take_for_ever_are_refused_at_once(tmp_path: Path, kind: str) -> None:
-    start, again = SLOW_PROGRAMS[kind]
-    program = b"\x80\x02)q\x02" + start + again * 200_000 + b"."
-    torch.save(lora(), tmp_path / "good.pt")
-    path = rezipped(
-        tmp_path / "good.pt", tmp_path / "a.pt", lambda n, d: program if n.endswith(".pkl") else d
-    )
-    begin = time.process_time()
-    with pytest.raises(AdapterError, match="its instructions make no sense"):
-        open_adapter(path)
-    assert time.process_time() - begin < 5.0

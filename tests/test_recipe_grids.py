@@ -66,6 +66,14 @@ def test_a_grid_that_contradicts_itself_is_one_sentence(
             "deterministic as it is",
         ),
         (
+            {"grids": (grid(stops=(0.2, 0.0)),), "resolution_shift": FLUX_SHIFT},
+            "has stops, which a resolution_shift does not move",
+        ),
+        (
+            {"grids": (grid(solver=(EULER, EULER)),), "resolution_shift": FLUX_SHIFT},
+            "has solver, which a resolution_shift does not move",
+        ),
+        (
             {"grids": (grid(stops=(0.2, 0.0)),), "sampler": Sampler(stochasticity=0.5)},
             "has stops",
         ),

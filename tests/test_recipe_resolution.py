@@ -86,6 +86,17 @@ def test_an_adapter_is_a_file_or_a_folder_with_one(tmp_path: Path) -> None:
     assert find_base_sidecar(tmp_path) == beside
 
 
+def test_a_pickle_is_found_where_there_is_no_safetensors_file(tmp_path: Path) -> None:
+    pickled = tmp_path / "pytorch_lora_weights.bin"
+    pickled.touch()
+    assert find_adapter(tmp_path).path == pickled
+    (tmp_path / "other.pt").touch()
+    with pytest.raises(AdapterError, match="2 pickle files here .other.pt, pytorch_lora_wei"):
+        find_adapter(tmp_path)
+    (tmp_path / "one.safetensors").touch()
+    assert find_adapter(tmp_path).path == tmp_path / "one.safetensors"
+
+
 def test_a_folder_with_none_or_several_adapters_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="no .safetensors file here"):
         find_adapter(tmp_path)
@@ -95,7 +106,7 @@ def test_a_folder_with_none_or_several_adapters_is_an_error(tmp_path: Path) -> N
         find_adapter(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["nothing.safetensors", "a/b.safetensors", "/no/where", "./x/y"])
+@pytest.mark.parametrize("name", ["nothing.pt", "a/b.bin", "a/b.safetensors", "/no/where", "./x/y"])
 def test_a_local_path_that_is_not_there_is_never_looked_up_on_the_hub(name: str) -> None:
     with pytest.raises(AdapterError, match="there is no such file or folder"):
         find_adapter(name)
@@ -124,6 +135,13 @@ def test_hub_names_are_found_through_the_hub_cache(hub_cache: dict[str, object])
     assert one.sidecar is None
     assert find_base_sidecar("owner/name", hub_cache) is not None
     assert find_base_sidecar("owner/other", hub_cache) is None
+
+
+def test_pickles_are_found_on_the_hub_too(hub_cache: dict[str, object], tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("0" * 40)
+    (snapshot / "lora.safetensors").rename(snapshot / "lora.pt")
+    assert find_adapter("owner/name", hub_cache).path.read_bytes() == b"top"
+    assert find_adapter("owner/name/lora.pt", hub_cache).path.read_bytes() == b"top"
 
 
 def test_a_hub_name_that_is_not_there_is_one_sentence(hub_cache: dict[str, object]) -> None:

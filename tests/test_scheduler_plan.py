@@ -13,7 +13,7 @@ from fewstep.recipe_plan import first_noise_scale, plan_steps
 from fewstep.sampling import from_x0
 from fewstep.schedulers import FewStepScheduler
 from fewstep.trajectory import PlannedStep, sample_trajectory
-from tests.tiny_pipelines import flow_recipe, vp_recipe
+from tests.tiny_pipelines import VP_GRID, flow_recipe, vp_recipe
 
 SHAPE = (2, 4, 8, 8)
 ROWS = (
@@ -143,3 +143,18 @@ def test_clean_data_can_be_replaced_before_the_step() -> None:
         sample = scheduler.step(sample, timestep, sample)[0]
     assert seen == list(scheduler.plan)
     torch.testing.assert_close(sample, torch.full(SHAPE, 7.0))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_last_steps_x0_is_the_picture_for_pipelines_that_take_that_one(steps: int) -> None:
+    """The latent consistency pipelines, SANA-Sprint and one-step PixArt decode x0."""
+    recipe = vp_recipe("sd15", timesteps=VP_GRID[:steps], stochasticity=1.0)
+    recipe = replace(recipe, sampler=replace(recipe.sampler, clip_x0=0.5))
+    scheduler = FewStepScheduler(recipe)
+    generator = torch.Generator().manual_seed(5)
+    sample = x0 = torch.randn(1, 4, 8, 8, generator=generator)
+    for timestep in scheduler.timesteps:
+        output = torch.randn(1, 4, 8, 8, generator=generator)
+        sample, x0 = scheduler.step(output, timestep, sample, generator, return_dict=False)
+    assert torch.equal(x0, sample)
+    assert float(x0.abs().max()) <= 0.5 + 1e-6

@@ -1,7 +1,8 @@
 """Start rules of image to image: which steps a strength means, and their closed form."""
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,6 +105,24 @@ def test_a_perfect_network_gives_the_picture_back(
         implied = (sample - step.level.alpha * x0) / step.level.sigma
         assert implied.mean() == pytest.approx(0.0, abs=0.02)
         assert implied.std() == pytest.approx(1.0, abs=0.02)
+
+
+@RULES
+@pytest.mark.parametrize("first_noise", ["scaled", "unit"])
+@pytest.mark.parametrize("stochasticity", [0.0, 0.4])
+@pytest.mark.parametrize("recipe", [flow_recipe("sd3", (800.0, 400.0)), VP], ids=["flow", "vp"])
+def test_noise_correction_is_not_for_a_sample_that_holds_a_picture(
+    recipe: FewStepRecipe, stochasticity: float, first_noise: Any, rule: str
+) -> None:
+    sampler = Sampler(stochasticity=stochasticity, first_noise=first_noise)
+    plain = plan_steps(replace(recipe, sampler=sampler))
+    recipe = replace(recipe, sampler=replace(sampler, noise_correction=True))
+    plan = plan_steps(recipe)
+    assert plan[0].weights != plain[0].weights
+    start = start_rule(rule)(recipe, plan, 1.0)
+    for found, expected in zip(start.plan, plain, strict=True):
+        assert astuple(found.weights) == pytest.approx(astuple(expected.weights), abs=1e-12)
+        assert astuple(found.plain) == pytest.approx(astuple(expected.plain), abs=1e-12)
 
 
 def test_a_clock_of_its_own_does_not_move_the_start() -> None:

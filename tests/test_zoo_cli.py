@@ -96,6 +96,20 @@ def test_fingerprint(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "entry        none" in text
 
 
+def test_inspect_says_what_the_zoo_knows_of_a_file_without_a_recipe(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(copy)]) == 0
+    assert "zoo       zoo:dmd2-sdxl-4step-lora (by file name)" in capsys.readouterr().out
+    similar = copy.rename(copy.with_name("my_dmd2_sdxl_4step_lora_fp16.safetensors"))
+    assert main(["inspect", str(similar)]) == 0
+    assert "zoo       looks like zoo:dmd2-sdxl-4step-lora" in capsys.readouterr().out
+    other = similar.rename(similar.with_name("unobtainium.safetensors"))
+    assert main(["inspect", str(other), "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)["zoo"]
+    assert known == {"entry": None, "found_by": None, "similar": []}
+
+
 def test_fingerprint_of_another_format_is_its_sha256(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,8 +123,9 @@ def test_fingerprint_of_another_format_is_its_sha256(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["show", "dmd2"], "the zoo has no entry 'dmd2'"),
-        (["show", "instaflow-0.9b", "--recipe-only"], "zoo:instaflow-0.9b has no recipe"),
+        (["show", "dmd2"], "no entry 'dmd2'; did you mean dmd2-sdxl-1step-unet or dmd2-sdxl-4step"),
+        (["show", "pi-flux2", "--recipe-only"], "zoo:pi-flux2 (pi-FLUX.2) is not supported: it"),
+        (["show", "instaflow-0.9b", "--recipe-only"], "zoo:instaflow-0.9b (InstaFlow"),
         (["list", "--family", "sdxxl"], "the zoo has no family 'sdxxl'; it has ace-step"),
         (["search"], "at least one word"),
         (["fingerprint", "nowhere.safetensors"], "nowhere.safetensors: cannot be read"),

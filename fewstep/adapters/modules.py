@@ -65,6 +65,7 @@ def lora_modules(header: AdapterHeader) -> tuple[LoraModule, ...]:
         names[key] = name
     tensor_alphas = header.read_scalars(f["alpha"] for f in parts.values() if "alpha" in f)
     config = lora_metadata(header)
+    config_alphas = ConfigAlphas(config)
     file_alpha = scalar_metadata_alpha(header)
     has_others = bool(other_tensors(header))
     modules = []
@@ -72,7 +73,7 @@ def lora_modules(header: AdapterHeader) -> tuple[LoraModule, ...]:
         if set(found) == {"alpha"} and has_others:
             continue  # the alpha of a LoKr, LoHa or the like
         down, up = _pair(header, names[key], found)
-        alpha = config_alpha(config, names[key])
+        alpha = config_alphas.of(names[key])
         if alpha is not None and is_rslora(config, names[key]):
             alpha *= math.sqrt(down.shape[0])
         if "alpha" in found:
@@ -150,19 +151,58 @@ def _pair(
     return down, up
 
 
-def config_alpha(config: Mapping[str, Any], name: TensorName) -> float | None:
-    """Alpha of one layer from what `lora_metadata` gives; None where it says nothing."""
-    prefix = "" if name.component == DENOISER else f"{name.component}."
-    alpha = config.get(f"{prefix}lora_alpha")
-    pattern = config.get(f"{prefix}alpha_pattern")
-    if isinstance(pattern, dict):
-        # PEFT reads the keys as regexes; files are not trusted to run those, and real keys are
-        # plain names, whole ("^" in front) or trailing parts.
-        for key, value in pattern.items():
-            plain = key.removeprefix("^")
-            if name.module == plain or (key == plain and name.module.endswith(f".{plain}")):
-                alpha = value
+class ConfigAlphas:
+    """Alpha of every layer from a LoraConfig, as `lora_metadata` gives it.
+
+    PEFT reads the keys of `alpha_pattern` as regexes; files are not trusted to run those, and real
+    keys are plain names, whole ("^" in front) or trailing parts. They are indexed once, by their
+    parts from the last to the first, so that a hostile file with many layers and many patterns
+    takes time in proportion to its length. Of several that fit, the first of the file counts.
+
+    Args:
+        config: The LoraConfig; {} says nothing of any layer.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+        self._patterns: dict[str, _Patterns] = {}
+
+    def of(self, name: TensorName) -> float | None:
+        """Alpha of one layer; None where the config says nothing."""
+        prefix = "" if name.component == DENOISER else f"{name.component}."
+        if prefix not in self._patterns:
+            self._patterns[prefix] = _Patterns(self._config.get(f"{prefix}alpha_pattern"))
+        found = self._patterns[prefix].first(name.module)
+        alpha = self._config.get(f"{prefix}lora_alpha") if found is None else found[1]
+        if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < 1e30:
+            return None
+        return float(alpha)
+
+
+class _Patterns:
+    """The entries of one `alpha_pattern`: (place in the file, value)."""
+
+    def __init__(self, patterns: object) -> None:
+        self._whole: dict[str, tuple[int, Any]] = {}
+        self._parts: dict[str | None, Any] = {}  # a tree; what ends at a node is at its None
+        entries = patterns.items() if isinstance(patterns, dict) else ()
+        for place, (key, value) in enumerate(entries):
+            if key.startswith("^"):
+                self._whole.setdefault(key.removeprefix("^"), (place, value))
+                continue
+            node = self._parts
+            for part in reversed(key.split(".")):
+                node = node.setdefault(part, {})
+            node.setdefault(None, (place, value))
+
+    def first(self, module: str) -> tuple[int, Any] | None:
+        """The first entry that fits a module."""
+        found = [self._whole[module]] if module in self._whole else []
+        node = self._parts
+        for part in reversed(module.split(".")):
+            if part not in node:
                 break
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < 1e30:
-        return None
-    return float(alpha)
+            node = node[part]
+            if None in node:
+                found.append(node[None])
+        return min(found, key=lambda entry: entry[0], default=None)

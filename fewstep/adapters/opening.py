@@ -38,15 +38,15 @@ def open_adapter(path: Path | str, *, cache: Path | None = None) -> AdapterHeade
 
 
 def _copy_of(path: Path, cache: Path | None) -> Path:
-    if cache is None:
-        from huggingface_hub import cached_assets_path
-
-        cache = cached_assets_path("fewstep", namespace="adapters", subfolder="from_pickle")
     try:
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise AdapterError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if cache is None:
+        from huggingface_hub import cached_assets_path
+
+        cache = cached_assets_path("fewstep", namespace="adapters", subfolder="from_pickle")
     copy = cache / f"{content}.safetensors"
     if not copy.is_file():
         save_private_copy(path, load_tensors(path), copy)

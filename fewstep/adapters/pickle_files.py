@@ -1,18 +1,19 @@
-"""Adapters in torch's own format (.pt, .bin, .ckpt, .pth, .pkl), read by torch's restricted reader.
+"""Adapters in torch's own format (.pt, .bin, .ckpt, .pth, .pkl), which torch itself reads.
 
-`torch.load(weights_only=True)` builds tensors and plain containers and calls nothing else, so a file
-cannot run code. It can still claim more than it holds: archives that unpack to more than their size
-and tensors that repeat their numbers are refused here, before anything is copied. What remains is
-memory and time in proportion to the file.
+`torch.load(weights_only=True)` builds tensors and plain containers and calls nothing else, so no
+file can run code. It can still claim more than it holds: archives that unpack to more than their
+size and tensors that repeat their numbers are refused here, before anything is copied. Memory stays
+in proportion to the file; a file made for it can still waste time.
 """
 
 import math
+import mmap
 import os
 import tempfile
 import warnings
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from fewstep.adapters.header import PICKLE_STARTS
 from fewstep.adapters.names import shown
@@ -27,6 +28,7 @@ ZIP_START = b"PK\x03\x04"
 NESTED = "state_dict"
 PLAIN = (str, int, float, type(None))
 RESERVED = "__metadata__"
+ADVICE = "Weights only load failed"
 
 
 def load_tensors(path: Path) -> "dict[str, torch.Tensor]":
@@ -36,10 +38,6 @@ def load_tensors(path: Path) -> "dict[str, torch.Tensor]":
         AdapterError: Not such a file, damaged, or torch's restricted reader refuses it.
         MissingExtraError: torch is not installed.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError("torch", "torch") from error
     try:
         num_bytes = path.stat().st_size
         with path.open("rb") as file:
@@ -53,11 +51,13 @@ def load_tensors(path: Path) -> "dict[str, torch.Tensor]":
             _check_archive(path, num_bytes)
         with warnings.catch_warnings():  # of formats that are about to be refused
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            content = _load_zip(path) if is_zip else _load_legacy(path)
         tensors = _flat(path, content)
         _check_sizes(path, tensors, num_bytes)
     except AdapterError:
         raise
+    except ImportError as error:
+        raise MissingExtraError("torch", "torch") from error
     except Exception as error:  # whatever damaged bytes lead zipfile, pickle and torch to
         raise _refused(
             path, f"torch.load(weights_only=True) refuses it ({_reason(error)})"
@@ -94,6 +94,20 @@ def save_private_copy(path: Path, tensors: "dict[str, torch.Tensor]", target: Pa
     finally:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)
+
+
+def _load_zip(path: Path) -> object:
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _load_legacy(path: Path) -> object:
+    """Through a map of the file, which gives no more than there is, whatever length is claimed."""
+    import torch
+
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        return torch.load(cast(BinaryIO, view), map_location="cpu", weights_only=True)
 
 
 def _check_start(path: Path, start: bytes, num_bytes: int) -> None:
@@ -199,6 +213,8 @@ def _refused(path: Path, reason: str) -> AdapterError:
 
 def _reason(error: Exception) -> str:
     """What torch says of the file, without its advice on how to open it all the same."""
-    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
-    text = "".join(c if c.isprintable() else "?" for c in text.partition(" Please ")[0])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [n for n in lines if not n.startswith(ADVICE) and "weights_only" not in n] or lines
+    text = told[0].removeprefix("WeightsUnpickler error: ").partition(". ")[0] if told else ""
+    text = "".join(c if c.isprintable() else "?" for c in text.removesuffix("."))
     return text[:160] or type(error).__name__

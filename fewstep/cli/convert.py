@@ -24,7 +24,7 @@ what that costs: the relative error of every changed layer and of all of them to
 
 Examples:
   fewstep convert student.safetensors student-comfyui.safetensors --format comfyui
-  fewstep convert kohya.safetensors lora.safetensors --format diffusers --base stable-diffusion-xl
+  fewstep convert kohya.safetensors lora.safetensors --format diffusers --base path/to/sdxl
   fewstep convert lora.safetensors baked.safetensors --format diffusers --bake-alpha
   fewstep convert big.safetensors small.safetensors --format diffusers --rank 32
   fewstep convert full-student/ lora.safetensors --format diffusers --base teacher/ --rank 64
@@ -50,7 +50,7 @@ class Convert:
     bake_alpha: bool = False
     """Multiply alpha / rank into the weights, for readers that know no alpha."""
     rank: int | None = None
-    """Highest rank of the new file; the error this costs is reported."""
+    """Highest rank of the denoiser's layers; the error this costs is reported."""
     output: OmitArgPrefixes[OutputOptions] = OutputOptions()
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -11,9 +12,10 @@ from fewstep.errors import AdapterError
 
 HELP = """\
 Say what is in a LoRA file: its recipe, ranks, alphas, the base family it was made for, the phase
-expert it is, and how much of a base it covers. Reads the header only, so it takes no time and
-needs no torch; with --values every number is looked at too. Pickles (.pt, .bin, .ckpt) are read as
-data, never run. Exit status 2 if the file is unusable or does not fit the base.
+expert it is, and how much of a base it covers; of a file without a recipe, what the zoo knows.
+Reads the header only, so it takes no time and needs no torch; with --values every number is looked
+at too. Pickles (.pt, .bin, .ckpt) are read as data, never run. Exit status 2 if the file is
+unusable or does not fit the base.
 
 Examples:
   fewstep inspect adapter.safetensors
@@ -42,9 +44,25 @@ def run(options: Inspect, output: Output) -> None:
         AdapterError: The file is unusable; the report was printed before.
     """
     from fewstep.adapters import inspect_adapter
+    from fewstep.adapters.opening import open_adapter
+    from fewstep.cli.zoo import of_header
 
     base = None if options.base is None else Path(resolve_base(options.base))
     report = inspect_adapter(options.file, base, values=options.values)
-    output.result(report.to_dict(), report.to_text())
+    known = of_header(open_adapter(options.file)) if report.recipe is None else None
+    text = report.to_text()
+    if known is not None and (line := _zoo_line(known)):
+        text += f"\n{line}"
+    output.result({**report.to_dict(), "zoo": known}, text)
     if report.errors:
         raise AdapterError(report.errors[0])
+
+
+def _zoo_line(known: dict[str, Any]) -> str | None:
+    """What the zoo says of a file without a recipe; None if it does not know it."""
+    if name := known["entry"]:
+        return f"zoo       zoo:{name} (by {known['found_by']}); see: fewstep zoo show {name}"
+    if similar := known["similar"]:
+        names = " or ".join(f"zoo:{name}" for name in similar)
+        return f"zoo       looks like {names}; see: fewstep zoo show {similar[0]}"
+    return None

@@ -7,6 +7,7 @@ sentence on stderr), 3 `fewstep doctor` found what spoils pictures, 130 stopped 
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn, Union
@@ -64,6 +65,8 @@ CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
 def run() -> NoReturn:
     """Entry point of the `fewstep` program."""
+    # A reader of the terminal is helped by the sentence, not by a line of our source.
+    warnings.formatwarning = lambda message, *_: f"fewstep: {message}\n"
     sys.exit(main(sys.argv[1:]))
 
 

@@ -11,6 +11,7 @@ from fewstep.cli.output import Output, OutputOptions
 from fewstep.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fewstep.adapters import AdapterHeader
     from fewstep.zoo import ZooEntry
 
 HELP = """\
@@ -44,7 +45,8 @@ class ShowEntry:
     name: Positional[str]
     """Its name, as `fewstep zoo list` prints it."""
     recipe_only: bool = False
-    """Print the recipe alone; redirected into a file, it is one that --recipe takes."""
+    """Print the recipe alone; redirected into a file, it is one that --recipe takes. A model that
+    fewstep does not sample has none to give; without this option its numbers are shown."""
     output: OmitArgPrefixes[OutputOptions] = OutputOptions()
 
 
@@ -153,10 +155,8 @@ def _show(options: ShowEntry, output: Output) -> None:
     data = found.to_dict()
     if not options.recipe_only:
         output.result(data, _entry_text(found))
-    elif found.recipe is None:
-        raise ConfigError(f"zoo:{found.name} has no recipe: {found.unsupported}")
     else:
-        output.result(data["recipe"], found.recipe.to_json(indent=2))
+        output.result(data["recipe"], found.required_recipe().to_json(indent=2))
 
 
 def _entry_text(found: "ZooEntry") -> str:
@@ -188,10 +188,21 @@ def _file_text(repo: str, filename: str | None, expert: str | None) -> str:
     return text if expert is None else f"{text} ({expert})"
 
 
+def of_header(header: "AdapterHeader") -> dict[str, Any]:
+    """What the zoo knows of a file, as JSON values: its entry, found by what, or similar ones."""
+    from fewstep.zoo import likely_entries, match_adapter
+
+    match = match_adapter(header)
+    return {
+        "entry": None if match is None else match.entry.name,
+        "found_by": None if match is None else match.how,
+        "similar": [found.name for found in likely_entries(header)] if match is None else [],
+    }
+
+
 def _fingerprint(options: Fingerprint, output: Output) -> None:
     from fewstep.adapters import read_header
     from fewstep.errors import AdapterError
-    from fewstep.zoo import likely_entries, match_adapter
     from fewstep.zoo.digests import file_sha256, fingerprint, head_digest
 
     data: dict[str, Any] = {"file": str(options.file), "sha256": file_sha256(options.file)}
@@ -202,13 +213,10 @@ def _fingerprint(options: Fingerprint, output: Output) -> None:
             raise  # only other formats, such as pickles, have a sha256 and nothing else
         output.result(data, "\n".join(f"{key:<12} {value}" for key, value in data.items()))
         return
-    match = match_adapter(header)
     data["fingerprint"] = fingerprint(header)
     data["head"] = head_digest(header)
     data["tensors"] = len(header.tensors)
-    data["entry"] = None if match is None else match.entry.name
-    data["found_by"] = None if match is None else match.how
-    data["similar"] = [found.name for found in likely_entries(header)] if match is None else []
+    data |= of_header(header)
     rows = {**data, "entry": data["entry"] or "none", "found_by": data["found_by"] or "-"}
     rows["similar"] = ", ".join(data["similar"]) or "-"
     output.result(data, "\n".join(f"{key:<12} {value}" for key, value in rows.items()))

@@ -1,11 +1,12 @@
-"""Examining a lone adapter file: from its header alone, without torch and without a base."""
+"""Examining a lone adapter file: from its header alone, without a base; torch for pickles only."""
 
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from fewstep.adapters import AdapterHeader, lora_modules, read_header
-from fewstep.adapters.families import guess_family
+from fewstep.adapters import AdapterHeader, lora_modules
+from fewstep.adapters.families import KNOWN, guess_family
+from fewstep.adapters.opening import open_adapter
 from fewstep.doctor.comfyui import COMFYUI_CHECKS, comfy_settings, lora_weight, runtime_levels
 from fewstep.doctor.finding import Diagnosis, Finding, worst_first
 from fewstep.doctor.lora_file import LORA_FILE_CHECKS
@@ -17,6 +18,7 @@ from fewstep.model_files import find_adapter
 from fewstep.recipe import FewStepRecipe, Grid
 from fewstep.recipe_resolution import ResolvedRecipe, recipe_sources, resolve_recipe
 from fewstep.zoo import likely_entries
+from fewstep.zoo.matching import UNETS
 
 
 def examine_adapter(
@@ -37,7 +39,7 @@ def examine_adapter(
         RecipeError: A recipe is not valid, or is not for that step count.
     """
     found = find_adapter(adapter)
-    header = read_header(found.path)
+    header = open_adapter(found.path)
     sources = recipe_sources(argument=recipe, adapter=header, adapter_sidecar=found.sidecar)
     resolved, said = found_recipe(lambda: resolve_recipe(sources))
     chosen = None if resolved is None else resolved.recipe
@@ -91,9 +93,16 @@ def adapter_file(
     """
     modules = lora_modules(header)
     guess = guess_family(modules)
-    family = guess if recipe is None else recipe.base.family
+    family = guess if recipe is None else _family(guess, recipe.base.family)
     wanted = 1.0 if recipe is None else recipe.lora.scale
     return AdapterFile(header, modules, family, wanted if scale is None else scale, stock)
+
+
+def _family(guess: str | None, said: str) -> str:
+    """What the recipe says, unless the names are plainly of another family."""
+    if guess is None or not {guess, said} <= {*KNOWN} or {guess, said} <= UNETS:
+        return said
+    return guess
 
 
 def candidates_of(header: AdapterHeader | None, base: str | None = None) -> tuple[str, ...]:

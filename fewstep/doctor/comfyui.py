@@ -5,11 +5,15 @@ those of flow models (1 - sigma) * x0 + sigma * noise; timesteps follow from sig
 is not read; a LoRA key that is not known is a line on the console.
 """
 
+from itertools import pairwise
+
+from fewstep.adapters.names import TensorName
 from fewstep.doctor.consumers import ComfySettings, RuntimeLevel
 from fewstep.doctor.finding import Finding
 from fewstep.doctor.subject import AdapterFile, Check, Subject
 from fewstep.noise_schedule import Flow, shift_sigma
 from fewstep.recipe import FewStepRecipe, Grid
+from fewstep.zoo.matching import UNETS
 
 SAME = 1e-3
 """Sigmas of a stock scheduler this near to the recipe's are the recipe's."""
@@ -21,6 +25,8 @@ SHIFT_NODES = {  # family -> the node that sets the shift
     "qwen-image": "ModelSamplingAuraFlow",
     "aura-flow": "ModelSamplingAuraFlow",
 }
+GUIDED = ("flux", "flux2", "hunyuan-video", "hunyuan-image")
+"""Families to whose networks FluxGuidance tells the guidance."""
 NOT_LOADED: dict[str, tuple[str, ...]] = {  # family -> dialects of which core loads little or none
     "sd15": ("diffusers/PEFT", "PEFT", "bare"),
     "sd2": ("diffusers/PEFT", "PEFT", "bare"),
@@ -55,7 +61,7 @@ def comfy_settings(recipe: FewStepRecipe, grid: Grid, *, weight: float) -> Comfy
         nodes.append(f"BasicScheduler: {scheduler}, steps {grid.num_steps}, denoise 1.0")
     nodes.append(f"ManualSigmas: {sigmas_text(sigmas)}" + (" (the same)" if scheduler else ""))
     nodes.append(f"KSamplerSelect: {sampler or 'none fits'}")
-    if recipe.guidance.mode == "embedded":
+    if recipe.guidance.mode == "embedded" and recipe.base.family in GUIDED:
         nodes.append(f"FluxGuidance: guidance {recipe.guidance.scale:g}")
     nodes.append(f"CFGGuider: cfg {cfg:g}, then SamplerCustomAdvanced")
     return ComfySettings(sampler, scheduler, cfg, sigmas, tuple(nodes), _notes(recipe, grid))
@@ -88,20 +94,31 @@ class KeysNotLoaded(Check):
 
     def examine(self, subject: Subject) -> Finding | None:
         for file in subject.files:
-            bad = NOT_LOADED.get(file.family or "", ())
             names = [m.name for m in file.modules if not m.name.is_text_encoder]
-            lost = [name for name in names if name.dialect in bad]
+            lost = [name for name in names if _is_passed_over(name, file)]
             if lost:
+                left = "no LoRA" if len(lost) == len(names) else "only a part of the LoRA"
                 return Finding(
                     "comfyui/keys-not-loaded",
                     "warning",
                     f"core ComfyUI passes over {file.family} LoRA names of the kind "
                     f"{lost[0].dialect} ({len(lost)} of {len(names)} modules): a picture with "
-                    "little or no LoRA",
+                    f"{left}",
                     "fewstep convert IN OUT --format comfyui",
                     {"dialect": lost[0].dialect, "modules": len(lost)},
                 )
         return None
+
+
+def _is_passed_over(name: TensorName, file: AdapterFile) -> bool:
+    if name.dialect not in NOT_LOADED.get(file.family or "", ()):
+        return False
+    if file.family not in UNETS or name.dialect == "PEFT":
+        return True
+    # Of UNets it knows the names of old attention processors, `processor.to_q_lora`, and so
+    # diffusers' names of everything that is not an attention's to_q, to_k, to_v, to_out.
+    is_old = any(".processor." in tensor for tensor in file.header.tensors)
+    return ".to_" in name.module and not is_old
 
 
 class AlphaLost(Check):
@@ -113,12 +130,15 @@ class AlphaLost(Check):
             if file.has_alpha_tensors or not off:
                 continue
             right = (off[0].alpha or 0.0) / off[0].rank
+            weight = ""
+            if len(_scales(file)) == 1:
+                weight = f", or strength_model {right * file.scale:g}"
             return Finding(
                 "comfyui/alpha-lost",
                 "warning",
                 f"alpha is only in the metadata, which ComfyUI does not read: it applies "
                 f"{len(off)} modules with 1 in place of alpha / rank = {right:g}",
-                f"fewstep convert IN OUT --format comfyui, or strength_model {right:g}",
+                f"fewstep convert IN OUT --format comfyui{weight}",
                 {"modules": len(off), "scale": right},
             )
         return None
@@ -149,18 +169,24 @@ def lora_weight(recipe: FewStepRecipe, file: AdapterFile | None) -> float:
     """strength_model in ComfyUI: the weight, and the alpha / rank that it cannot read."""
     if file is None:
         return recipe.lora.scale
-    scales = {m.alpha / m.rank for m in file.modules if m.alpha is not None}
+    scales = _scales(file)
     if file.has_alpha_tensors or len(scales) != 1:
         return file.scale
     return file.scale * scales.pop()
+
+
+def _scales(file: AdapterFile) -> set[float]:
+    return {1.0 if m.alpha is None else m.alpha / m.rank for m in file.modules}
 
 
 def _sampler_name(recipe: FewStepRecipe, grid: Grid) -> str | None:
     plain = recipe.sampler.kind == "step" and not (grid.clock or grid.sizes or grid.solver)
     if not plain or recipe.sampler.clip_x0 is not None or recipe.sampler.noise_correction:
         return None
-    if recipe.base.schedule.kind == "trigflow":
+    if recipe.base.schedule.kind == "trigflow" or _is_guidance_lost(recipe):
         return None
+    if grid.stops:
+        return "euler_ancestral" if _is_ancestral(recipe, grid) else None
     return {0.0: "euler", 1.0: "lcm"}.get(recipe.sampler.stochasticity)
 
 
@@ -175,6 +201,11 @@ def _notes(recipe: FewStepRecipe, grid: Grid) -> tuple[str, ...]:
         "its steps have fitted weights": bool(grid.solver),
         "it clips clean data": sampler.clip_x0 is not None,
         "it corrects the first noise": sampler.noise_correction,
+        "its steps stop early, and not as euler_ancestral does": bool(grid.stops)
+        and not _is_ancestral(recipe, grid),
+        "its guidance is a number for the network, which core has no node for": _is_guidance_lost(
+            recipe
+        ),
         "its schedule is TrigFlow": recipe.base.schedule.kind == "trigflow",
         "its experts need one sampler each (SplitSigmas)": bool(recipe.experts),
         "its sigmas depend on the size; these are before the shift": recipe.resolution_shift
@@ -183,6 +214,20 @@ def _notes(recipe: FewStepRecipe, grid: Grid) -> tuple[str, ...]:
     if sampler.stochasticity == 1.0:
         reasons["'lcm' draws its noise on the device: other pictures than here per seed"] = True
     return tuple(reason for reason, holds in reasons.items() if holds)
+
+
+def _is_guidance_lost(recipe: FewStepRecipe) -> bool:
+    return recipe.guidance.mode == "embedded" and recipe.base.family not in GUIDED
+
+
+def _is_ancestral(recipe: FewStepRecipe, grid: Grid) -> bool:
+    """Whether each step goes down to sigma_next^2 / sigma, as euler_ancestral does with eta 1."""
+    if recipe.base.schedule.kind == "flow":
+        return False
+    sigmas = comfy_sigmas(recipe, grid)
+    stops = (stop / max(1.0 - stop * stop, LEAST_SIGNAL) ** 0.5 for stop in grid.stops)
+    downs = (after * after / before for before, after in pairwise(sigmas))
+    return all(abs(a - b) <= SAME * max(b, SAME) for a, b in zip(stops, downs, strict=True))
 
 
 def _is_simple(recipe: FewStepRecipe, sigmas: tuple[float, ...]) -> bool:

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from diffusers import DiffusionPipeline
-from diffusers.utils.torch_utils import is_compiled_module
-from torch import nn
 
 from fewstep.doctor.adapter import ADAPTER_CHECKS
 from fewstep.doctor.adapter_file import adapter_file, candidates_of, diagnosis_of, found_recipe
@@ -17,7 +15,7 @@ from fewstep.doctor.grid import GRID_CHECKS
 from fewstep.doctor.guidance import GUIDANCE_CHECKS
 from fewstep.doctor.lora_file import LORA_FILE_CHECKS
 from fewstep.doctor.noise import NOISE_CHECKS
-from fewstep.doctor.probe import DENOISERS, probe
+from fewstep.doctor.probe import probe
 from fewstep.doctor.recipe import RECIPE_CHECKS
 from fewstep.doctor.sampler import SAMPLER_CHECKS
 from fewstep.doctor.saving import SAVING_CHECKS
@@ -27,7 +25,6 @@ from fewstep.doctor.subject import Check, Subject
 from fewstep.errors import AdapterError, PipelineError, RecipeError
 from fewstep.model_files import find_base_sidecar
 from fewstep.pipeline import FewStepPipeline
-from fewstep.pipeline.effect_probe import watch_effect
 from fewstep.pipeline.experts.files import AdapterSource, FoundFile, find_files
 from fewstep.pipeline.few_step_class import stock_class
 from fewstep.pipeline.guidance import translate_guidance
@@ -170,20 +167,11 @@ def _probe_ours(
         return None, str(error), None
     except AdapterError as error:
         return None, None, str(error)
-    watches = [watch_effect(part) for part in _denoisers(wrapped)]
     try:
         run = probe(wrapped, arguments)
     finally:
-        for watch in watches:
-            watch.stop()
         wrapped.unwrap()
     return _judged(run)
-
-
-def _denoisers(pipe: Any) -> list[nn.Module]:
-    """Those whose adapter's effect can be asked for: a compiled one would be compiled again."""
-    parts = (pipe.components.get(name) for name in DENOISERS)
-    return [p for p in parts if isinstance(p, nn.Module) and not is_compiled_module(p)]
 
 
 def _judged(run: SeenRun) -> tuple[SeenRun, str | None, str | None]:

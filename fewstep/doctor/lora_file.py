@@ -116,8 +116,7 @@ class ScaleOutside(Check):
             "warning",
             f"this LoRA is right at weight {recipe.lora.scale:g}; hosts that do not read recipes "
             "apply 1",
-            f"set the weight to {recipe.lora.scale:g} there, or bake it into the file "
-            "(fewstep convert --bake-alpha)",
+            f"set the weight to {recipe.lora.scale:g} there",
             {"scale": recipe.lora.scale},
         )
 

@@ -1,5 +1,6 @@
 """Checks of the recipe itself: that there is one, and that it can be served here. No torch."""
 
+from fewstep.adapters.families import KNOWN
 from fewstep.doctor.finding import Finding
 from fewstep.doctor.subject import Check, Subject
 
@@ -55,6 +56,27 @@ class NotServed(Check):
         )
 
 
+class OtherFamily(Check):
+    """A lone file whose names contradict its recipe; on a pipeline its shapes decide."""
+
+    def examine(self, subject: Subject) -> Finding | None:
+        recipe = subject.recipe
+        if recipe is None or subject.class_name:
+            return None
+        wanted = recipe.base.family
+        for file in subject.files:
+            if file.family != wanted and {file.family, wanted} <= {*KNOWN}:
+                return Finding(
+                    "recipe/other-family",
+                    "warning",
+                    f"the recipe is for {wanted}, but the layers of {file.header.path.name} are "
+                    f"named as in {file.family}",
+                    "give the recipe of this adapter, or the adapter of this recipe",
+                    {"recipe": wanted, "file": file.family},
+                )
+        return None
+
+
 class ProbeFailed(Check):
     """A call that stock diffusers cannot make."""
 
@@ -96,6 +118,7 @@ RECIPE_CHECKS: tuple[Check, ...] = (
     NoRecipe(),
     Unverified(),
     NotServed(),
+    OtherFamily(),
     ProbeFailed(),
     OtherExperts(),
 )

@@ -1,4 +1,4 @@
-"""What the checks look at: everything about one pipeline and adapter, as plain values. No torch."""
+"""What the checks look at: all about one pipeline and adapter, as plain values. No torch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -44,8 +44,7 @@ class Network:
     Attributes:
         component: "unet", "transformer", "transformer_2".
         dtype: Of its floating point weights: "float16", ...
-        quantised: In words what its weights are stored as, where not plain floats: "float8_e4m3fn",
-            "bitsandbytes"; None where they are.
+        quantised: What its weights are stored as ("float8_e4m3fn"); None for plain floats.
         is_compiled: Whether torch.compile was applied.
         loras: What is attached.
     """
@@ -221,23 +220,21 @@ class Subject:
     def run(self) -> SeenRun | None:
         """The probe as called, where it worked."""
         run = self.as_called
-        return None if run is None or run.error is not None or not run.steps else run
+        return run if run is not None and run.error is None and run.steps else None
 
     @property
     def is_few_step(self) -> bool:
         """Whether this is, or is used as, a few-step model."""
-        if self.recipe is not None:
-            return True
-        run = self.run
-        return run is not None and run.is_complete and len(run.steps) <= FEW
+        is_short = (run := self.run) and run.is_complete and len(run.steps) <= FEW
+        return bool(is_short) or self.recipe is not None
 
     @property
     def total(self) -> float:
         """Length of the training schedule: timesteps are 0 to this."""
         if self.recipe is not None:
             return float(self.recipe.base.schedule.num_train_timesteps)
-        known = None if self.scheduler is None else self.scheduler.config.get("num_train_timesteps")
-        return float(known or 1000)
+        config = {} if self.scheduler is None else self.scheduler.config
+        return float(config.get("num_train_timesteps") or 1000)
 
     @property
     def loras(self) -> tuple[AppliedLora, ...]:
@@ -250,4 +247,4 @@ class Check(ABC):
 
     @abstractmethod
     def examine(self, subject: Subject) -> Finding | None:
-        """A finding, or None where nothing is wrong or it does not apply."""
+        """A finding; None where nothing is wrong."""

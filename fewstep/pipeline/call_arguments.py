@@ -107,11 +107,15 @@ def seeded_generators(
 
     Raises:
         PipelineError: Beside a generator of the caller's own, or not one seed per image.
+        ConfigError: A seed is no whole number from 0 to 2**64 - 1.
     """
     if arguments.get("generator") is not None:
         raise PipelineError("seed and generator were both passed; pass one of them")
     count = count_images(arguments)
-    seeds = tuple(seed) if isinstance(seed, Sequence) else image_seeds(seed, count)
+    if isinstance(seed, Sequence):  # each is checked as a seed of its own
+        seeds = tuple(image_seeds(one, 1)[0] for one in seed)
+    else:
+        seeds = image_seeds(seed, count)
     if len(seeds) != count:
         raise PipelineError(f"got {len(seeds)} seeds for {count} images; pass one per image")
     return [torch.Generator().manual_seed(int(s)) for s in seeds]

@@ -1,15 +1,9 @@
-"""Does the adapter change what the network says? Asked of the first real call, not of a dummy.
+"""Does the adapter change what the network says? Asked of a real call, not of a dummy.
 
 On quantised or fp8 bases, after a scale of 0 or in layers that skip their LoRA, an adapter loads
 without complaint and does nothing (diffusers issue 11215, flux issue 157); the picture is that of
-the teacher at four steps, grey and blurred. So the first call of the denoiser that an adapter is
-active in is made a second time without it, and the two answers must differ.
-
-Cost: one more network call per adapter, once, in the first picture; then the hook is gone. Nothing
-is kept but the call's own tensors while it runs. The second call goes to the network's `forward`,
-so that hooks of others do not count it; caches between steps (first-block cache and the like) see
-it and should be turned on after the first picture. A compiled network is not probed: switching the
-adapter off would make a second graph of it. Draw the first picture before compiling.
+the teacher at four steps, grey and blurred. So a call of the denoiser is made a second time without
+the adapter, and the two answers must differ; `effect_watch` does that in the first picture.
 
     relative effect = |output with - output without| / |output without|    over all numbers, float32
 """
@@ -21,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from fewstep.errors import AdapterError, PipelineError
-from fewstep.pipeline.lora_layers import active_adapters, lora_layers, plain_model
+from fewstep.pipeline.lora_layers import active_adapters, lora_layers
 
 PREFIX = "fewstep"
 """Adapters whose names begin so are ours; others stay on in both calls."""
@@ -66,7 +59,7 @@ def measure_effect(
     """
     given = dict(keywords or {})
     with torch.no_grad():
-        return _compare(model, arguments, given, cast(Any, model).forward(*arguments, **given))
+        return compare(model, arguments, given, cast(Any, model).forward(*arguments, **given))
 
 
 def check_effect(model: nn.Module, effect: Effect, *, epsilon: float = EPSILON) -> None:
@@ -100,79 +93,15 @@ def check_effect(model: nn.Module, effect: Effect, *, epsilon: float = EPSILON) 
         )
 
 
-def watch_effect(model: nn.Module, *, epsilon: float = EPSILON) -> "EffectWatch":
-    """Check every one of our adapters on a network in the first call that it is active in.
-
-    The error of `check_effect` then comes out of the pipeline's call. Adapters that take turns
-    (phase experts) are checked one by one as their turn comes.
-
-    Args:
-        model: A denoiser with our adapter on it, not compiled.
-        epsilon: Smallest relative effect that counts.
-
-    Returns:
-        What was found so far; `stop()` ends the watch early.
-    """
-    return EffectWatch(model, epsilon)
-
-
-def watch_pipeline(pipe: DiffusionPipeline, *, epsilon: float = EPSILON) -> "list[EffectWatch]":
-    """`watch_effect` on every denoiser of a pipeline that carries one of our adapters.
-
-    Args:
-        pipe: The pipeline; LoRAs of its text encoders are not watched.
-        epsilon: Smallest relative effect that counts.
-    """
-    watches = []
-    for name, component in pipe.components.items():
-        model = plain_model(component)
-        if model is not None and not name.startswith("text_encoder"):
-            watches.append(watch_effect(model, epsilon=epsilon))
-    return [watch for watch in watches if watch.waiting]
-
-
-class EffectWatch:
-    """A hook that measures and then removes itself; made by `watch_effect`.
-
-    Attributes:
-        effects: What was measured, in the order of the calls.
-        waiting: Adapters that have not been active in a call yet.
-    """
-
-    def __init__(self, model: nn.Module, epsilon: float) -> None:
-        self.effects: list[Effect] = []
-        self.waiting = {name for layer in lora_layers(model).values() for name in _ours(layer.r)}
-        self._epsilon = epsilon
-        self._handle = None
-        if self.waiting:
-            self._handle = model.register_forward_hook(self._on_call, with_kwargs=True)
-
-    def stop(self) -> None:
-        """Watch no longer."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def _on_call(
-        self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
-    ) -> None:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return  # no second graph, and no business in someone's training
-        active = set(_active(model))
-        if not active & self.waiting:
-            return  # another phase
-        self.waiting -= active
-        if not self.waiting:
-            self.stop()
-        effect = _compare(model, arguments, keywords, output)
-        self.effects.append(effect)
-        check_effect(model, effect, epsilon=self._epsilon)
-
-
-def _compare(
+def compare(
     model: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, Any], output: Any
 ) -> Effect:
-    names = _active(model)
+    """Call a network without our active adapters, and compare with the output it has given.
+
+    Raises:
+        PipelineError: None of our adapters is active in it.
+    """
+    names = active_ours(model)
     if not names:
         raise PipelineError(
             f"no active adapter of ours is on this {type(model).__name__}; probe it after it is "
@@ -213,7 +142,7 @@ def _switched_off(model: nn.Module) -> Iterator[None]:
     try:
         for layer in lora_layers(model).values():
             active = active_adapters(layer)
-            if _ours(active):
+            if ours_among(active):
                 # Set directly: peft's set_adapter also changes what is trainable.
                 before.append((layer, cast(Any, layer)._active_adapter))
                 others = [name for name in active if not name.startswith(PREFIX)]
@@ -224,17 +153,18 @@ def _switched_off(model: nn.Module) -> Iterator[None]:
             layer._active_adapter = names
 
 
-def _ours(names: Iterable[str]) -> list[str]:
+def ours_among(names: Iterable[str]) -> list[str]:
+    """Those of these adapter names that are ours."""
     return [name for name in names if name.startswith(PREFIX)]
 
 
-def _active(model: nn.Module) -> tuple[str, ...]:
+def active_ours(model: nn.Module) -> tuple[str, ...]:
     """Our adapters that are loaded and switched on in any layer."""
     found: dict[str, None] = {}
     for layer in lora_layers(model).values():
         state = cast(Any, layer)
         if not state.disable_adapters and not state.merged:
-            found.update((n, None) for n in _ours(active_adapters(layer)) if n in layer.r)
+            found.update((n, None) for n in ours_among(active_adapters(layer)) if n in layer.r)
     return tuple(found)
 
 

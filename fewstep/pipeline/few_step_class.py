@@ -66,6 +66,11 @@ def _call_of(stock: type) -> Callable[..., Any]:
 
     @functools.wraps(stock.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if "_strength_rule" in vars(self):  # its scheduler holds the state of that picture
+            raise PipelineError(
+                "this pipeline is in the middle of a picture; draw another one after it, or with a "
+                "pipeline of its own (from_pipe, then wrap)"
+            )
         ours = {name: kwargs.pop(name, default) for name, default in added.items()}
         if not has_rest:
             _check_known(stock, kwargs, signature)

@@ -56,6 +56,7 @@ class FewStepPipeline(DiffusionPipeline):
         adapter_scale: float | None = None,
         experts: str = "adapters",
         stage: int = 1,
+        probe: bool = True,
         pipeline_class: type[DiffusionPipeline] | None = None,
         **diffusers_kwargs: Any,
     ) -> "FewStepPipeline":
@@ -71,6 +72,8 @@ class FewStepPipeline(DiffusionPipeline):
             experts: How experts take turns: "adapters" (least memory), "fused" (fastest) or
                 "hotswap" (for `torch.compile`); one adapter alone is carried the same way.
             stage: 2 samples the recipe's second stage, from latents of the first (LTX).
+            probe: Whether the first picture makes one network call more per adapter, to see that
+                the adapter has an effect.
             pipeline_class: For another task than the base's own, e.g. image to image.
             **diffusers_kwargs: For diffusers' from_pretrained: torch_dtype, variant, ...
 
@@ -86,7 +89,13 @@ class FewStepPipeline(DiffusionPipeline):
         resolved = at_stage(resolved, stage)
         pipe = load_stock_pipeline(base, pipeline_class=pipeline_class, **diffusers_kwargs)
         wrapping = put_under_recipe(
-            pipe, resolved, files, steps=steps, adapter_scale=adapter_scale, experts=experts
+            pipe,
+            resolved,
+            files,
+            steps=steps,
+            adapter_scale=adapter_scale,
+            experts=experts,
+            probe=probe,
         )
         return _become(pipe, wrapping)
 
@@ -101,6 +110,7 @@ class FewStepPipeline(DiffusionPipeline):
         adapter_scale: float | None = None,
         experts: str = "adapters",
         stage: int = 1,
+        probe: bool = True,
         pipeline_class: type[DiffusionPipeline] | None = None,
         **diffusers_kwargs: Any,
     ) -> "FewStepPipeline":
@@ -122,7 +132,13 @@ class FewStepPipeline(DiffusionPipeline):
         resolved = at_stage(single_file_recipe(file, recipe, files), stage)
         pipe = load_single_file(file, pipeline_class=pipeline_class, **diffusers_kwargs)
         wrapping = put_under_recipe(
-            pipe, resolved, files, steps=steps, adapter_scale=adapter_scale, experts=experts
+            pipe,
+            resolved,
+            files,
+            steps=steps,
+            adapter_scale=adapter_scale,
+            experts=experts,
+            probe=probe,
         )
         return _become(pipe, wrapping)
 
@@ -136,6 +152,7 @@ class FewStepPipeline(DiffusionPipeline):
         adapter_scale: float | None = None,
         experts: str = "adapters",
         stage: int = 1,
+        probe: bool = True,
     ) -> "FewStepPipeline":
         """Put a loaded pipeline under a recipe, in place.
 
@@ -154,9 +171,27 @@ class FewStepPipeline(DiffusionPipeline):
         installed = scheduler.recipe if is_ours else partial(recipe_of_pipeline, pipe)
         resolved = at_stage(resolve(recipe, files, origin, sidecar, installed), stage)
         wrapping = put_under_recipe(
-            pipe, resolved, files, steps=steps, adapter_scale=adapter_scale, experts=experts
+            pipe,
+            resolved,
+            files,
+            steps=steps,
+            adapter_scale=adapter_scale,
+            experts=experts,
+            probe=probe,
         )
         return _become(pipe, wrapping)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiffusionPipeline:
+        """Refused: it would give a pipeline that knows no recipe.
+
+        Raises:
+            PipelineError: Always; it says what to write instead.
+        """
+        raise PipelineError(
+            "a wrapped class cannot be made from another pipeline; use from_pipe of the stock "
+            "class, then FewStepPipeline.wrap what it gives, which keeps the recipe"
+        )
 
     def unwrap(self) -> DiffusionPipeline:
         """Give the stock pipeline back, in place: class, scheduler, adapter removed.

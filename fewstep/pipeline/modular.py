@@ -10,6 +10,7 @@ that must be scaled (its blocks draw it), growing samples, inserted strengths.
 """
 
 import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,14 @@ from diffusers import ClassifierFreeGuidance, ModularPipeline
 from fewstep.errors import PipelineError
 from fewstep.pipeline.call_arguments import refuse_own_grid, seeded_generators
 from fewstep.pipeline.config_recipes import recipe_of_pipeline
-from fewstep.pipeline.experts.files import AdapterSource, find_files
+from fewstep.pipeline.experts.files import AdapterSource, check_no_file_is_needed, find_files
+from fewstep.pipeline.experts.networks import (
+    BOUNDARY,
+    check_counts,
+    check_networks,
+    has_own_networks,
+    install_boundary,
+)
 from fewstep.pipeline.experts.policies import POLICIES, check_policy
 from fewstep.pipeline.experts.switch import ExpertSwitch
 from fewstep.pipeline.families import check_family
@@ -35,6 +43,10 @@ NEGATIVES = {
     "negative_pooled_prompt_embeds": "pooled_prompt_embeds",
 }
 """Inputs some blocks demand although nothing reads them without guidance."""
+GUIDERS = ("guider", "guider_2")  # Wan 2.2 has one for each network
+IMAGES = ("image", "image_latents")
+USER = 3
+"""Stack depth of whoever called the pipeline, for warnings."""
 
 
 class FewStepModularPipeline(ModularPipeline):
@@ -44,6 +56,7 @@ class FewStepModularPipeline(ModularPipeline):
     _fewstep_before: dict[str, Any]
     _fewstep_experts: ExpertSwitch | None
     _fewstep_steps: int
+    _fewstep_boundary: float | None
 
     @staticmethod
     def wrap(
@@ -72,20 +85,25 @@ class FewStepModularPipeline(ModularPipeline):
         policy = check_policy(experts)
         num_steps = found.grid(steps).num_steps
         check_family(type(pipe).__name__, found.base.family)
+        like: Any = pipe  # it has the components that a classic pipeline has
         _check_blocks_can(pipe, found)
+        check_networks(like, found)
         scheduler, switch = FewStepScheduler(found), None
-        if files:
+        changed = {"scheduler": scheduler, **_guiders(pipe, found)}
+        if files:  # last of all that may fail
             scale = found.lora.scale if adapter_scale is None else adapter_scale
-            like: Any = pipe  # it has the components that a classic pipeline has
             switch = POLICIES[policy](like, read_all(like, found, files, scale))
             scheduler.before_call = switch.before_call if found.experts else None
         elif adapter_scale is not None:
             raise PipelineError("adapter_scale was passed without an adapter; pass adapter= too")
-        changed = {"scheduler": scheduler, **_guider(pipe, found)}
+        elif found.experts:
+            check_no_file_is_needed(found)
         wrapped: Any = pipe
         wrapped._fewstep_before = {name: pipe.components[name] for name in changed}
         wrapped._fewstep, wrapped._fewstep_experts = resolved, switch
         wrapped._fewstep_steps = num_steps
+        own = has_own_networks(found)
+        wrapped._fewstep_boundary = install_boundary(like, found) if own else None
         pipe.update_components(**changed)
         wrapped.__class__ = _few_step_modular_class(type(pipe))
         return wrapped
@@ -95,8 +113,10 @@ class FewStepModularPipeline(ModularPipeline):
         if self._fewstep_experts is not None:
             like: Any = self
             self._fewstep_experts.remove(like)
+        if has_own_networks(self.recipe):
+            self.register_to_config(**{BOUNDARY: self._fewstep_boundary})
         self.update_components(**self._fewstep_before)
-        for name in ("_fewstep", "_fewstep_before", "_fewstep_experts", "_fewstep_steps"):
+        for name in FewStepModularPipeline.__annotations__:
             delattr(self, name)
         self.__class__ = type(self).__mro__[2]
         return self
@@ -128,12 +148,26 @@ class FewStepModularPipeline(ModularPipeline):
             )
         known = set(self.blocks.input_names)
         arguments = _fill(self.recipe, self._fewstep_steps, known, inputs, seed)
+        self._prepare(arguments["num_inference_steps"])
         scheduler.set_timesteps(arguments["num_inference_steps"])
-        if "strength" in arguments:
+        if "strength" in known and any(arguments.get(name) is not None for name in IMAGES):
+            default = next(i.default for i in self.blocks.inputs if i.name == "strength")
+            arguments.setdefault("strength", default)
+        if arguments.get("strength") is not None:
             arguments["strength"] = _stock_strength(scheduler, arguments["strength"])
         with scheduler.bound(arguments.get("generator")):
             # diffusers means None by default, whatever its annotation says
             return super().__call__(state, cast(Any, output), **arguments)
+
+    def _prepare(self, num_steps: int) -> None:
+        """See that the adapters are on, and that each network will get the steps of its expert."""
+        like: Any = self
+        if has_own_networks(self.recipe):
+            check_counts(like, self.recipe, self.recipe.grid(num_steps))
+        if self._fewstep_experts is not None:
+            complaint = self._fewstep_experts.prepare(like)
+            if complaint is not None:
+                warnings.warn(complaint, stacklevel=USER)
 
 
 @functools.cache
@@ -160,17 +194,18 @@ def _check_blocks_can(pipe: ModularPipeline, recipe: FewStepRecipe) -> None:
         )
 
 
-def _guider(pipe: ModularPipeline, recipe: FewStepRecipe) -> dict[str, Any]:
-    """The guider component that guides as the recipe says, where the pipeline has one."""
+def _guiders(pipe: ModularPipeline, recipe: FewStepRecipe) -> dict[str, Any]:
+    """The guider components that guide as the recipe says, where the pipeline has any."""
     guidance = recipe.guidance
     is_on = guidance.mode in ("cfg", "true_cfg")
     if guidance.mode == "embedded" and "guidance_scale" not in pipe.blocks.input_names:
         raise _no_place_for(pipe, "'embedded'", "an input for the scale")
-    if "guider" in pipe.components:
-        return {"guider": ClassifierFreeGuidance(guidance_scale=guidance.scale, enabled=is_on)}
-    if is_on:
+    names = [name for name in GUIDERS if name in pipe.components]
+    if is_on and not names:
         raise _no_place_for(pipe, repr(guidance.mode), "a guider")
-    return {}
+    return {
+        name: ClassifierFreeGuidance(guidance_scale=guidance.scale, enabled=is_on) for name in names
+    }
 
 
 def _no_place_for(pipe: ModularPipeline, mode: str, what: str) -> PipelineError:

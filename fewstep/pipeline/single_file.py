@@ -11,10 +11,10 @@ from typing import Any
 
 import diffusers
 from diffusers import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 
 from fewstep.adapters import read_header
 from fewstep.errors import PipelineError
+from fewstep.loading import without_progress_bars
 from fewstep.model_files import find_base_sidecar
 from fewstep.pipeline.experts.files import FoundFile
 from fewstep.pipeline.wrapping import resolve
@@ -66,11 +66,8 @@ def load_single_file(
             f"diffusers cannot load {chosen.__name__} from a single file; convert the checkpoint "
             "to a diffusers folder and use from_pretrained"
         )
-    diffusers_logging.disable_progress_bar()
-    try:
+    with without_progress_bars():
         return chosen.from_single_file(str(path), **kwargs)
-    finally:
-        diffusers_logging.enable_progress_bar()
 
 
 def existing_file(path: str | Path) -> Path:

@@ -17,7 +17,7 @@ import numpy as np
 from diffusers import SchedulerMixin
 
 from fewstep.recipe import FewStepRecipe, Grid
-from fewstep.schedulers.few_step_scheduler import DIFFUSERS_PREDICTIONS
+from fewstep.schedulers.stock_config import DIFFUSERS_PREDICTIONS
 
 stock: Any = diffusers
 """Untyped: which arguments a scheduler takes differs by class."""

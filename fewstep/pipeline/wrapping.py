@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 
 from fewstep.errors import PipelineError
 from fewstep.pipeline.attached_adapter import ADAPTER_NAME, AdapterWeights, read_weights
+from fewstep.pipeline.effect_watch import EffectWatch, watch_pipeline
 from fewstep.pipeline.experts.files import (
     FoundFile,
     assign_files,
@@ -39,6 +40,7 @@ class Wrapping:
         experts: What carries the adapters, if there are any.
         replaced_boundary: The pipeline's own boundary between two networks, where it has two.
         has_warned: Sentences the user was told; once is enough.
+        watches: Probes that wait for the first picture, to see that the adapters have an effect.
     """
 
     resolved: ResolvedRecipe
@@ -47,6 +49,7 @@ class Wrapping:
     experts: ExpertSwitch | None
     replaced_boundary: float | None
     has_warned: frozenset[str] = frozenset()
+    watches: tuple[EffectWatch, ...] = ()
 
 
 def resolve(
@@ -82,8 +85,12 @@ def put_under_recipe(
     steps: int | None,
     adapter_scale: float | None,
     experts: str,
+    probe: bool = True,
 ) -> Wrapping:
     """Check, attach, install the scheduler; on an error the pipeline is left as it was.
+
+    With `probe`, the first picture also checks that the adapters do anything (`effect_watch`), but
+    not at an `adapter_scale` of 0, where they should not.
 
     Raises:
         AdapterError: A file does not fit, or an expert has none.
@@ -114,7 +121,9 @@ def put_under_recipe(
     boundary = install_boundary(pipe, recipe) if has_own_networks(recipe) else None
     wrapped: Any = pipe
     wrapped.scheduler = scheduler
-    return Wrapping(resolved, num_steps, before, switch, boundary)
+    is_probed = probe and bool(files) and adapter_scale != 0
+    watches = tuple(watch_pipeline(pipe)) if is_probed else ()
+    return Wrapping(resolved, num_steps, before, switch, boundary, watches=watches)
 
 
 def take_from_under_recipe(pipe: DiffusionPipeline, state: Wrapping) -> None:
@@ -129,6 +138,8 @@ def take_from_under_recipe(pipe: DiffusionPipeline, state: Wrapping) -> None:
         state.experts.remove(pipe)
     if has_own_networks(state.resolved.recipe):
         pipe.register_to_config(**{BOUNDARY: state.replaced_boundary})
+    for watch in state.watches:
+        watch.stop()
     unwrapped: Any = pipe
     unwrapped.scheduler = state.replaced_scheduler
 

@@ -7,7 +7,6 @@ their number counts. The arithmetic is `fewstep.sampling`; nothing of it is repe
 
 import copy
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,24 +19,15 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from fewstep.errors import PipelineError, ShapeError
-from fewstep.noise_schedule import Level
 from fewstep.recipe import FewStepRecipe
 from fewstep.recipe_plan import first_noise_scale, plan_steps
-from fewstep.sampling import Prediction, to_x0
-from fewstep.schedulers.fresh_noise import Generators, NoiseLayout, draw_normal
+from fewstep.sampling import to_x0
+from fewstep.schedulers.fresh_noise import FreshNoise, Generators, NoiseLayout
+from fewstep.schedulers.installed_grid import InstalledGrid
 from fewstep.schedulers.scale_ladder import ScaleLadder
+from fewstep.schedulers.stock_config import DIFFUSERS_PREDICTIONS, read_by_pipelines
 from fewstep.start_rules import snap_start
 from fewstep.trajectory import PlannedStep, advance
-
-DIFFUSERS_PREDICTIONS: dict[Prediction, str] = {
-    "epsilon": "epsilon",
-    "v": "v_prediction",
-    "x0": "sample",
-    "flow": "flow_prediction",
-    "trigflow": "trigflow",
-}
-GRID_TOLERANCE = 1 / 128
-"""Relative; half the spacing of bfloat16, in which some pipelines carry their timesteps."""
 
 
 @dataclass
@@ -46,14 +36,15 @@ class FewStepSchedulerOutput(BaseOutput):
 
     Attributes:
         prev_sample: The sample at the next level. Shape and dtype of the input sample.
-        pred_original_sample: Predicted clean data, x0. Same shape and dtype.
+        pred_original_sample: Predicted clean data, x0; after the last step `prev_sample` itself,
+            as some pipelines take this one for the picture. Same shape and dtype.
     """
 
     prev_sample: Tensor
     pred_original_sample: Tensor
 
 
-class FewStepScheduler(SchedulerMixin, ConfigMixin):
+class FewStepScheduler(InstalledGrid, SchedulerMixin, ConfigMixin):
     """Samples by a recipe in any stock diffusers pipeline.
 
     Args:
@@ -90,11 +81,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             recipe=json.loads(recipe.to_json()),
             num_train_timesteps=recipe.base.schedule.num_train_timesteps,
             prediction_type=DIFFUSERS_PREDICTIONS[recipe.base.prediction],
-            **_read_by_pipelines(recipe),
+            **read_by_pipelines(recipe),
         )
         self._schedule = recipe.base.schedule.build()
-        self._generator: Generators = None
-        self._layouts: dict[tuple[int, ...], NoiseLayout] = {}
+        self._fresh_noise = FreshNoise()
         self._ladder = ScaleLadder()
         self.replaced: SchedulerMixin | None = None
         self.before_call: Callable[[PlannedStep], None] | None = None
@@ -119,34 +109,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         return self.recipe.base.schedule.kind == "flow"
 
     @property
-    def levels(self) -> tuple[Level, ...]:
-        """The N + 1 levels of the grid in use, float64."""
-        return self._levels
-
-    @property
-    def plan(self) -> tuple[PlannedStep, ...]:
-        """The N planned steps of the grid in use."""
-        return self._plan
-
-    @property
     def ladder(self) -> ScaleLadder:
         """Sizes of samples that grow from step to step, of the image in work."""
         return self._ladder
-
-    @property
-    def step_index(self) -> int | None:
-        """Index of the next step, None before the first."""
-        return self._step_index
-
-    @property
-    def begin_index(self) -> int | None:
-        """Where the pipeline said it starts (image to image starts inside the grid)."""
-        return self._begin_index
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at this index of the grid instead of looking the first timestep up."""
-        self._begin_index = begin_index
-        self._announce(begin_index)
 
     def set_timesteps(
         self,
@@ -185,58 +150,20 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         self._is_unshifted = self.recipe.resolution_shift is not None and mu is None
         plan = plan_steps(self.recipe, count, mu=mu)
         if strength is not None:
-            plan = plan[snap_start(self.recipe, plan, strength).index :]
+            start = snap_start(self.recipe, plan, strength)
+            plan = start.plan[start.index :]
         self.install_plan(plan, device)
-
-    def install_plan(
-        self, plan: tuple[PlannedStep, ...], device: str | torch.device | None = None
-    ) -> None:
-        """Take these steps in place of the grid's (image to image begins with one of its own).
-
-        Args:
-            plan: One or more planned steps, each starting where the one before ends.
-            device: As in `set_timesteps`.
-        """
-        self._plan = plan
-        self._levels = (*(p.level for p in self._plan), self._plan[-1].following)
-        self.num_inference_steps = len(self._plan)
-        # SANA-Sprint alone drops the last timestep itself.
-        told = self._levels if self._is_trigflow else self._levels[:-1]
-        self.timesteps = torch.tensor([level.timestep for level in told], device=device)
-        self.sigmas = torch.tensor([level.sigma for level in self._levels])
-        self._step_index: int | None = None
-        self._begin_index: int | None = None
-        self._previous: tuple[Tensor, Tensor] | None = None
-        self._announce(0)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """The sample itself: networks here see x_t = alpha * x0 + sigma * epsilon unscaled."""
         return sample
 
-    def index_for_timestep(
-        self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None
-    ) -> int:
-        """Index of the grid's timestep nearest to this one, however it was rounded on the way.
-
-        Raises:
-            PipelineError: No timestep of the grid is near.
-        """
-        known = self.timesteps if schedule_timesteps is None else schedule_timesteps
-        grid, wanted = known.tolist(), float(timestep)
-        index = min(range(len(grid)), key=lambda i: abs(grid[i] - wanted))
-        if abs(grid[index] - wanted) > max(self._half_tick, GRID_TOLERANCE * abs(wanted)):
-            raise PipelineError(
-                f"timestep {wanted:g} is not in this recipe's grid {[round(t, 1) for t in grid]}; "
-                "pass the timesteps of the scheduler"
-            )
-        return index
-
     def __deepcopy__(self, memo: dict[int, Any]) -> "FewStepScheduler":
-        # LTX-2 copies its scheduler for the audio inside a call: the copy draws from the same
-        # generators (they cannot be copied) and shares the hooks, whose owner may be a model.
+        # LTX-2 copies its scheduler for the audio inside a call: the copy shares the hooks, whose
+        # owner may be a model.
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        shared = {id(self._generator), id(self.refine_x0)}
+        shared = {id(self.refine_x0)}
         if id(getattr(self.before_call, "__self__", None)) not in memo:
             shared.add(id(self.before_call))
         for name, value in vars(self).items():
@@ -253,15 +180,12 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         Args:
             generator: One for the whole batch, or one per image.
         """
-        before, self._generator = self._generator, generator
-        self._layouts.clear()
-        try:
-            yield
-        finally:
-            self._generator = before
-            self._layouts.clear()
-            self._ladder = ScaleLadder()
-            self._previous = None
+        with self._fresh_noise.bound(generator):
+            try:
+                yield
+            finally:
+                self._ladder = ScaleLadder()
+                self._previous = None
 
     def add_noise_layout(self, packed_shape: tuple[int, ...], layout: NoiseLayout) -> None:
         """Tell how fresh noise for samples of one packed shape is made; forgotten after `bound`.
@@ -270,7 +194,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             packed_shape: One image's latents as the pipeline packs them.
             layout: From the image-shaped draw to that.
         """
-        self._layouts[packed_shape] = layout
+        self._fresh_noise.layouts[packed_shape] = layout
 
     @overload
     def step(
@@ -347,8 +271,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             wide = x0 = self._ladder.climb(x0, planned)  # re-noised: the old sample has no weight
         noise = None
         if planned.needs_noise:
-            noise = self.draw_noise(wide, generator if generator is not None else self._generator)
+            noise = self.draw_noise(wide, generator)
         moved = advance(planned, wide, x0, noise, self._previous)
+        if index + 1 == len(self._plan):  # LCM, SANA-Sprint and PixArt take x0 as the picture
+            x0 = moved
         self._previous = before
         self._step_index = index + 1
         self._announce(index + 1)
@@ -359,71 +285,14 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             return previous, x0
         return FewStepSchedulerOutput(prev_sample=previous, pred_original_sample=x0)
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`alpha * x0 + sigma * noise` at given timesteps.
-
-        Timesteps of the grid get the grid's own levels, others the schedule's.
-
-        Args:
-            original_samples: Clean data. Shape (B, ...).
-            noise: Standard normal, same shape.
-            timesteps: One for all, or one per sample.
-        """
-        levels = [self._level_at(t) for t in torch.as_tensor(timesteps).flatten().tolist()]
-        shape = (-1, *[1] * (original_samples.ndim - 1))
-        alpha = torch.tensor([level.alpha for level in levels], dtype=torch.float64)
-        sigma = torch.tensor([level.sigma for level in levels], dtype=torch.float64)
-        alpha = alpha.to(original_samples).reshape(shape)
-        return alpha * original_samples + sigma.to(original_samples).reshape(shape) * noise
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """`add_noise` under the name and in the order that flow pipelines call it."""
-        return self.add_noise(sample, noise, timestep)
-
-    def _next_index(self, timestep: float | Tensor) -> int:
-        index = self._step_index
-        if index is None:
-            index = self._begin_index
-        if index is None:
-            index = self.index_for_timestep(timestep)
-        if index >= len(self._levels) - 1:
-            raise PipelineError(
-                f"step was called more often than this grid's {len(self._levels) - 1} steps; "
-                "call set_timesteps before every image"
-            )
-        return index
-
-    def _level_at(self, timestep: float) -> Level:
-        nearest = min(self._levels[:-1], key=lambda level: abs(level.timestep - timestep))
-        if abs(nearest.timestep - timestep) < self._half_tick:
-            return nearest
-        return self._schedule.level(timestep)
-
-    @property
-    def _is_trigflow(self) -> bool:
-        return self.recipe.base.schedule.kind == "trigflow"
-
-    @property
-    def _half_tick(self) -> float:
-        return math.pi / 4000 if self._is_trigflow else 0.5
-
-    def _announce(self, index: int) -> None:
-        if self.before_call is not None and index < len(self._plan):
-            self.before_call(self._plan[index])
-
     def draw_noise(self, sample: Tensor, generator: Generators) -> Tensor:
         """Standard normals for a sample in the pipeline's layout, drawn image-shaped.
 
         Args:
             sample: Shape (B, ...); only its shape and device are looked at.
-            generator: One for the batch, or one per image.
+            generator: One for the batch, or one per image; None takes those of `bound`.
         """
-        batch, *shape = sample.shape
-        layout = self._layouts.get(tuple(shape))
-        if layout is None:
-            noise = draw_normal((batch, *shape), generator)
-        else:
-            noise = layout.pack(draw_normal((batch, *layout.shape), generator))
+        noise = self._fresh_noise.draw(tuple(sample.shape), generator)
         # SANA-Sprint's samples are TrigFlow's times the deviation of its data.
         deviation = self.recipe.base.schedule.sigma_data
         return (noise if deviation is None else deviation * noise).to(sample.device)
@@ -435,21 +304,3 @@ def _check_is_supported(recipe: FewStepRecipe) -> None:
             f"this recipe's sampler is {recipe.sampler.kind!r}, but FewStepScheduler runs 'step'; "
             "sample it with the pipeline of its authors"
         )
-
-
-def _read_by_pipelines(recipe: FewStepRecipe) -> dict[str, Any]:
-    """Config entries that stock pipelines look at to compute mu, or to scale their samples."""
-    read: dict[str, Any] = {}
-    if recipe.base.schedule.sigma_data is not None:
-        read["sigma_data"] = recipe.base.schedule.sigma_data
-    shift = recipe.resolution_shift
-    if shift is not None:
-        read["use_dynamic_shifting"] = True
-        if shift.rule == "interpolated":
-            read |= {
-                "base_shift": shift.base_shift,
-                "max_shift": shift.max_shift,
-                "base_image_seq_len": shift.base_tokens,
-                "max_image_seq_len": shift.max_tokens,
-            }
-    return read

@@ -1,7 +1,9 @@
 """Fresh noise for re-noising steps: image-shaped draws in float32 from each image's generator."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,48 @@ class NoiseLayout:
 
     shape: tuple[int, ...]
     pack: Callable[[Tensor], Tensor]
+
+
+class FreshNoise:
+    """Whose stream the fresh noise of a call is drawn from, and how it is laid out.
+
+    Attributes:
+        layouts: One image's packed shape -> how it is made; forgotten after `bound`.
+    """
+
+    def __init__(self) -> None:
+        self._generator: Generators = None
+        self.layouts: dict[tuple[int, ...], NoiseLayout] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FreshNoise":
+        # A copy made inside a call draws from the same generators, which cannot be copied.
+        twin = memo[id(self)] = FreshNoise()
+        twin._generator, twin.layouts = self._generator, dict(self.layouts)
+        return twin
+
+    @contextmanager
+    def bound(self, generator: Generators) -> Iterator[None]:
+        """Inside, draws come from these generators where none are passed."""
+        before, self._generator = self._generator, generator
+        self.layouts.clear()
+        try:
+            yield
+        finally:
+            self._generator = before
+            self.layouts.clear()
+
+    def draw(self, shape: tuple[int, ...], generator: Generators = None) -> Tensor:
+        """Standard normals in a pipeline's layout, drawn image-shaped.
+
+        Args:
+            shape: (B, ...), as the pipeline packs its samples.
+            generator: Wins over `bound`.
+        """
+        chosen = self._generator if generator is None else generator
+        layout = self.layouts.get(shape[1:])
+        if layout is None:
+            return draw_normal(shape, chosen)
+        return layout.pack(draw_normal((shape[0], *layout.shape), chosen))
 
 
 def draw_normal(shape: Sequence[int], generator: Generators) -> Tensor:

@@ -47,7 +47,8 @@ def entry(name: str) -> ZooEntry:
     names = [path.stem for path in sorted(FOLDER.glob("*.json"))]
     if name in names:
         return ZooEntry.from_file(FOLDER / f"{name}.json")
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = [known for known in names if name and name in known][:3]
+    close = close or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     meant = f"did you mean {' or '.join(close)}?" if close else "see: fewstep zoo list"
     raise UnknownEntryError(f"the zoo has no entry {name!r}; {meant}")
 

@@ -1,11 +1,12 @@
 """One adapter file to another: read, re-rank, bake, write."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fewstep.adapters.base_shapes import DENOISERS, denoiser_shapes
+from fewstep.adapters.conversion.baking import baked
 from fewstep.adapters.conversion.checkpoints import (
     Difference,
     Weights,
@@ -13,11 +14,12 @@ from fewstep.adapters.conversion.checkpoints import (
     difference,
     is_full_checkpoint,
 )
-from fewstep.adapters.conversion.converted import UP, ConvertedAdapter
 from fewstep.adapters.conversion.diffusers_flavour import layer_without_bias
 from fewstep.adapters.conversion.file_writing import write_safetensors
+from fewstep.adapters.conversion.name_index import component_of
 from fewstep.adapters.conversion.name_rules import RULES, UNETS
 from fewstep.adapters.conversion.no_base import shapes_of_file
+from fewstep.adapters.conversion.parts import split_name
 from fewstep.adapters.conversion.ranking import ModuleError, Progress, to_rank, total_error
 from fewstep.adapters.conversion.reading import convert_to_diffusers
 from fewstep.adapters.conversion.writing import Format, in_format
@@ -26,7 +28,7 @@ from fewstep.adapters.header import AdapterHeader, read_header
 from fewstep.adapters.modules import lora_modules
 from fewstep.adapters.opening import open_adapter
 from fewstep.errors import AdapterError
-from fewstep.recipe import METADATA_KEY, Lora
+from fewstep.model_files import find_adapter
 
 Shape = tuple[int, ...]
 
@@ -97,8 +99,10 @@ def convert_file(
         progress: Called with (parts done, parts in all) while re-ranking.
 
     Raises:
-        AdapterError: The file is damaged, does not fit, or cannot be said in these names.
+        AdapterError: The file is damaged, does not fit, or cannot be said in these names; or the
+            new one has no name to be written under.
     """
+    _check_target(source, target)
     if rank is not None and rank < 1:
         raise AdapterError(f"rank is {rank}, wanted at least 1; 16 to 128 is usual")
     left_out: dict[str, float] = {}
@@ -114,8 +118,9 @@ def convert_file(
             found = found.without_biases()
         adapter, left_out = found.adapter, found.left_out
     else:
-        shapes = _shapes(header, base, family)
-        component = _component(base, family or family_of_base(shapes))
+        _check_is_of_one_network(header)
+        family, shapes = _family_and_shapes(header, base, family)
+        component = _component(base, family)
         adapter = convert_to_diffusers(header, shapes, component=component, family=family)
     errors: tuple[ModuleError, ...] = ()
     if rank is not None:
@@ -137,50 +142,32 @@ def convert_file(
     )
 
 
-def baked(adapter: ConvertedAdapter) -> ConvertedAdapter:
-    """The same adapter with alpha / rank multiplied into the up matrices; the recipe says so."""
-    tensors = dict(adapter.tensors)
-    for module, rank in adapter.ranks.items():
-        _bake(tensors, module, adapter.alphas[module], rank)
-    text = {component: dict(found) for component, found in adapter.text_tensors.items()}
-    text_ranks: dict[str, dict[str, float]] = {}
-    for component, alphas in adapter.text_alphas.items():
-        for module, alpha in alphas.items():
-            rank = text[component][module + UP].shape[1]
-            _bake(text[component], module, alpha, rank)
-            text_ranks.setdefault(component, {})[module] = float(rank)
-    alphas = {module: float(rank) for module, rank in adapter.ranks.items()}
-    return replace(
-        adapter,
-        header=_saying_baked(adapter.header),
-        tensors=tensors,
-        alphas=alphas,
-        text_tensors=text,
-        text_alphas=text_ranks,
-        coverage=replace(adapter.coverage, alphas=alphas),
-    )
+def _check_target(source: Path, target: Path) -> None:
+    """Before any work: the original must outlive it."""
+    if target.suffix != ".safetensors":
+        raise AdapterError(
+            f"{target}: adapters are safetensors files; end the name in .safetensors"
+        )
+    if target.exists() and source.exists() and target.samefile(source):
+        raise AdapterError(f"{target}: would overwrite the adapter it is made from; name another")
 
 
-def _bake(tensors: dict[str, Any], module: str, alpha: float, rank: int) -> None:
-    if alpha != rank:
-        up = tensors[module + UP]
-        tensors[module + UP] = (up.float() * (alpha / rank)).to(up.dtype)
-
-
-def _saying_baked(header: AdapterHeader) -> AdapterHeader:
-    recipe = header.recipe()
-    if recipe is None:
-        return header
-    lora = Lora(scale=recipe.lora.scale, alpha="baked")
-    text = replace(recipe, lora=lora).to_json()
-    return replace(header, metadata={**header.metadata, METADATA_KEY: text})
+def _check_is_of_one_network(header: AdapterHeader) -> None:
+    components = sorted({component_of(split_name(name)[0]) or "" for name in header.tensors} - {""})
+    if len(components) > 1:
+        raise AdapterError(
+            f"{header.path}: has layers of {' and '.join(components)}, two networks, and a "
+            "converted file is for one; save each one's tensors as a file of its own"
+        )
 
 
 def _opened(source: Path) -> tuple[AdapterHeader, Weights | None]:
     """The file; with the weights of the model if it is one and not an adapter."""
     if source.is_dir():
-        _, weights = denoiser_weights(source)
-        return AdapterHeader(source, 0, {}, {}), weights
+        component, weights = denoiser_weights(source)
+        if component or any(split_name(name)[1] == "unknown" for name in weights.shapes):
+            return AdapterHeader(source, 0, {}, {}), weights
+        source = find_adapter(source).path  # a folder with a LoRA, as on the hub
     header = open_adapter(source)
     return header, Weights([header]) if is_full_checkpoint(header) else None
 
@@ -211,12 +198,18 @@ def _student(
     return found, base_weights.shapes
 
 
-def _shapes(header: AdapterHeader, base: Path | None, family: str | None) -> Mapping[str, Shape]:
-    if base is not None:
-        if base.is_file():
-            return {name: info.shape for name, info in read_header(base).tensors.items()}
-        return denoiser_shapes(base)
-    return shapes_of_file(header, family or _guessed(header))
+def _family_and_shapes(
+    header: AdapterHeader, base: Path | None, family: str | None
+) -> tuple[str | None, Mapping[str, Shape]]:
+    """What the adapter is for; without a base, the shapes that its own layers ask for."""
+    if base is None:
+        family = family or _guessed(header)
+        return family, shapes_of_file(header, family)
+    if base.is_file():
+        shapes = {name: info.shape for name, info in read_header(base).tensors.items()}
+    else:
+        shapes = denoiser_shapes(base)
+    return family or family_of_base(shapes), shapes
 
 
 def _guessed(header: AdapterHeader) -> str:

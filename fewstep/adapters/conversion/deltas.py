@@ -40,7 +40,13 @@ def whole_deltas(
             "plain LoRA there"
         )
     found = {}
-    weight = _weight_delta(source, read)
+    try:
+        weight = _weight_delta(source, read)
+    except (KeyError, RuntimeError) as error:  # a matrix is missing, or two do not multiply
+        raise AdapterError(
+            f"{where} has {source.kind} matrices that do not make one delta "
+            f"({', '.join(sorted(source.tensors))}); the file is damaged, download it again"
+        ) from error
     if weight is not None:
         shapes = [base_shapes[f"{part}.weight"] for part in target.parts]
         whole = (sum(target.rows), *shapes[0][1:])
@@ -53,6 +59,11 @@ def whole_deltas(
     for part in ("diff_b", "up_bias"):
         if part in source.tensors:
             bias = read(source.tensors[part])
+            if bias.shape != (sum(target.rows),):
+                raise AdapterError(
+                    f"{where} has a bias delta of {list(bias.shape)}, wanted "
+                    f"[{sum(target.rows)}]; use an adapter made for this base"
+                )
             if part == "up_bias" and source.alpha != source.rank:
                 bias = bias * (source.alpha / source.rank)
             found |= _by_part(target, bias, "bias")
@@ -74,6 +85,8 @@ def _by_part(target: Target, rows: "torch.Tensor", kind: str) -> "dict[str, torc
 
 def _weight_delta(source: Source, read: Read) -> "torch.Tensor | None":
     tensors = {part: read(name) for part, name in source.tensors.items() if part != "alpha"}
+    if source.kind != "diff":  # torch multiplies no 8-bit floats
+        tensors = {p: t.float() if t.element_size() == 1 else t for p, t in tensors.items()}
     if source.kind == "diff":
         return tensors.get("diff")
     if source.kind == "lokr":

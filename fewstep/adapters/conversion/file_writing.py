@@ -23,10 +23,8 @@ def write_safetensors(
     A `modelspec.hash_sha256` in the metadata is brought up to date.
 
     Raises:
-        AdapterError: The name does not end in .safetensors, or a value is not finite.
+        AdapterError: A value is not finite, or the file cannot be written.
     """
-    if path.suffix != ".safetensors":
-        raise AdapterError(f"{path}: adapters are safetensors files; end the name in .safetensors")
     # Wide numbers first, so that each starts at a multiple of its size.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     data = {name: tensors[name].detach().cpu().contiguous() for name in order}
@@ -38,8 +36,13 @@ def write_safetensors(
         for values in data.values():
             digest.update(_bytes(values))
         metadata = {**metadata, HASH_KEY: f"0x{digest.hexdigest()}"}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, (_header(data, metadata), *(_bytes(v) for v in data.values())))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_atomically(path, (_header(data, metadata), *(_bytes(v) for v in data.values())))
+    except OSError as error:
+        raise AdapterError(
+            f"{path}: cannot be written ({error.strerror}); give a folder you can write to"
+        ) from error
 
 
 def _header(data: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str]) -> bytes:

@@ -10,7 +10,7 @@ from fewstep.adapters.conversion.parts import Part, split_name
 from fewstep.adapters.conversion.text_names import text_target
 from fewstep.adapters.coverage import fit_problem
 from fewstep.adapters.header import AdapterHeader
-from fewstep.adapters.modules import config_alpha, is_rslora, lora_metadata, scalar_metadata_alpha
+from fewstep.adapters.modules import ConfigAlphas, is_rslora, lora_metadata, scalar_metadata_alpha
 from fewstep.adapters.names import parse_name, shown
 from fewstep.errors import AdapterError
 
@@ -179,6 +179,7 @@ class _Alphas:
         tensors = [name for name in header.tensors if name.endswith(".alpha")]
         self._tensors = header.read_scalars(tensors)
         self._config = lora_metadata(header)
+        self._config_alphas = ConfigAlphas(self._config)
         self._whole_file = scalar_metadata_alpha(header)
 
     def of(self, tensors: Mapping[Part, str], rank: int) -> float:
@@ -186,7 +187,7 @@ class _Alphas:
         if "alpha" in tensors:
             return self._tensors[tensors["alpha"]]
         name = parse_name(next(iter(tensors.values())))
-        alpha = config_alpha(self._config, name)
+        alpha = self._config_alphas.of(name)
         if alpha is not None:
             # alpha / sqrt(rank) there: the alpha that gives it by the usual alpha / rank.
             return alpha * math.sqrt(rank) if is_rslora(self._config, name) else alpha

@@ -27,8 +27,7 @@ def text_target(body: str, family: str | None) -> tuple[str, str] | None:
     if match := _COMFY.fullmatch(body):
         return _component_of_encoder(match[1], family), match[2]
     if match := _KOHYA.fullmatch(body):
-        component = f"text_encoder_{match[1]}" if match[1] in ("2", "3") else "text_encoder"
-        return component, dotted(match[2])
+        return _component_of_number(match[1], family), dotted(match[2])
     return None
 
 
@@ -50,7 +49,16 @@ def kohya_text_name(component: str, module: str, family: str | None) -> str:
     number = component.removeprefix("text_encoder").removeprefix("_")
     if not number:
         number = "" if family in ("sd15", "sd2") else "1"
+    if family == "flux" and number == "2":
+        number = "3"
     return f"lora_te{number}_{module.replace('.', '_')}"
+
+
+def _component_of_number(number: str, family: str | None) -> str:
+    """Kohya's tools call T5 the third encoder in FLUX too, which has no second CLIP."""
+    if family == "flux" and number == "3":
+        number = "2"
+    return f"text_encoder_{number}" if number in ("2", "3") else "text_encoder"
 
 
 def _component_of_encoder(name: str, family: str | None) -> str:

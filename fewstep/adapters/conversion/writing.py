@@ -15,7 +15,13 @@ from fewstep.adapters.conversion.converted import DOWN, MAGNITUDE, UP, Converted
 from fewstep.adapters.conversion.diffusers_flavour import diffusers_flavour
 from fewstep.adapters.conversion.fused import FUSED_KEY, Factors, merge, swapped
 from fewstep.adapters.conversion.name_index import weights_of
-from fewstep.adapters.conversion.name_rules import RULES, UNETS, NativeModule, native_modules
+from fewstep.adapters.conversion.name_rules import (
+    RULES,
+    UNETS,
+    NativeModule,
+    native_modules,
+    pattern_of,
+)
 from fewstep.adapters.conversion.text_names import kohya_text_name
 from fewstep.adapters.modules import ALPHA_KEYS, LORA_METADATA_KEY
 from fewstep.errors import AdapterError
@@ -144,12 +150,20 @@ class _Tensors:
         return self._prefix_text + module
 
     def _native_of(self, module: str) -> NativeModule:
-        if module not in self._native:
+        if module in self._native:
+            return self._native[module]
+        where = f"{self._adapter.header.path}: {module}"
+        parts = (part for rule in RULES[self._family or ""] for part in rule.parts)
+        if any(pattern_of(part).fullmatch(module) for part in parts):
             raise AdapterError(
-                f"{self._adapter.header.path}: {module} has no name in the {self._family} model's "
-                "own code, so this format cannot hold it; use the diffusers format"
+                f"{where} is one part of a fused layer in the {self._family} model's own code, and "
+                "how large the other parts are is not in the file; give --base, the folder of the "
+                "model it is for"
             )
-        return self._native[module]
+        raise AdapterError(
+            f"{where} has no name in the {self._family} model's own code, so this format cannot "
+            "hold it; use the diffusers format"
+        )
 
     def _factors(self, module: str) -> Factors:
         return _factors(self._adapter.tensors, module, self._adapter.alphas[module])

@@ -13,6 +13,7 @@ from fewstep.pipeline.experts.switch import (
     check_one_per_network,
     check_same_models,
     experts_by_component,
+    log_merged,
     models_of,
     was_fused,
 )
@@ -97,6 +98,7 @@ class AdapterExperts(ExpertSwitch):
     def remove(self, pipe: DiffusionPipeline) -> None:
         """See `ExpertSwitch.remove`."""
         self._extras.remove()
+        log_merged(pipe, self._layers, self._put_on)
         attached_adapter.detach(pipe, self._put_on)
 
     def _switch(self, component: str, index: int) -> None:

@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from fewstep.errors import AdapterError
+from fewstep.errors import AdapterError, PipelineError
 from fewstep.pipeline import attached_adapter
 from fewstep.pipeline.attached_adapter import AdapterWeights, AttachedAdapter
 from fewstep.pipeline.experts.switch import (
@@ -46,12 +46,13 @@ class FusedExperts(ExpertSwitch):
             mine = [index for index, values in enumerate(merged) if component in values]
             self._sets[component] = WeightSets(model, [merged[i][component] for i in mine])
             self._version[component] = {index: version for version, index in enumerate(mine)}
-            self._sets[component].show(0)
             paths = sorted({path for i in mine for path in adapters[i].parts[component].ranks})
             self._places[component] = [
                 (model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2])
                 for path in paths
             ]
+        for sets in self._sets.values():  # all of them could be made: now the pipeline changes
+            sets.show(0)
 
     @property
     def adapters(self) -> tuple[AttachedAdapter, ...]:
@@ -89,8 +90,14 @@ class FusedExperts(ExpertSwitch):
 
     def remove(self, pipe: DiffusionPipeline) -> None:
         """See `ExpertSwitch.remove`."""
-        for sets in self._sets.values():
+        for component, sets in self._sets.items():
             sets.check_in_place()
+            if _is_merged(self._places[component]):
+                raise PipelineError(
+                    f"fuse_lora() merged LoRAs into weights of {component} that are about to be "
+                    "exchanged; call unfuse_lora() first"
+                )
+        for sets in self._sets.values():
             sets.show(None)
 
     def _merged(

@@ -20,6 +20,7 @@ from fewstep.pipeline.experts.switch import (
     check_one_per_network,
     check_same_models,
     experts_by_component,
+    log_merged,
     models_of,
     was_fused,
 )
@@ -107,6 +108,7 @@ class HotswapExperts(ExpertSwitch):
     def remove(self, pipe: DiffusionPipeline) -> None:
         """See `ExpertSwitch.remove`."""
         self._extras.remove()
+        log_merged(pipe, self._layers, [ADAPTER_NAME])
         attached_adapter.detach(pipe, [ADAPTER_NAME])
 
     def _add_slot(

@@ -7,15 +7,15 @@ from typing import Any
 
 from fewstep.adapters import AdapterHeader
 from fewstep.adapters.expert_tags import HIGH, LOW, expert_tag
+from fewstep.adapters.header import PICKLE_SUFFIXES
 from fewstep.adapters.opening import open_adapter
 from fewstep.errors import AdapterError, PipelineError
-from fewstep.model_files import AdapterFile, find_adapter
+from fewstep.model_files import SUFFIX, AdapterFile, adapters_among, find_adapter, listed
 from fewstep.pipeline.experts.tags import experts_in
 from fewstep.recipe import FewStepRecipe
 
 AdapterSource = str | Path | Mapping[str, str | Path]
 """One file, folder or hub name; or several, by the name of their expert."""
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,9 @@ def find_files(
         return tuple(_found(find_adapter(path, hub), name) for name, path in adapter.items())
     folder = Path(adapter).expanduser()
     if folder.is_dir():
-        paths = sorted(folder.glob(f"*{SUFFIX}"))
-        if len(paths) > 1:
-            return tuple(_found(find_adapter(path)) for path in paths)
+        there = adapters_among(path.name for path in folder.iterdir() if path.is_file())
+        if len(there) > 1:
+            return tuple(_found(find_adapter(folder / name)) for name in there)
     names = [] if folder.exists() else _files_of_repository(str(adapter), hub)
     if len(names) > 1:
         _check_is_pair(str(adapter), names)  # before anything is downloaded
@@ -168,11 +168,9 @@ def _only(files: Sequence[FoundFile]) -> FoundFile:
             f"adapter names {', '.join(repr(found.label) for found in files)}, but this recipe has "
             "no experts; pass one file"
         )
-    names = [found.header.path.name for found in files]
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     raise AdapterError(
-        f"{files[0].header.path.parent}: {len(names)} .safetensors files here ({shown}), but this "
-        "recipe has no experts; name the one you mean"
+        f"{files[0].header.path.parent}: {listed([found.header.path.name for found in files])}, "
+        "but this recipe has no experts; name the one you mean"
     )
 
 
@@ -191,27 +189,27 @@ def _experts_of(recipe: FewStepRecipe, found: FoundFile) -> Sequence[int]:
 def _files_of_repository(name: str, hub: dict[str, Any]) -> list[str]:
     """Names of a hub repository's adapter files, or of those in one of its folders."""
     parts = name.split("/")
-    if name.endswith(SUFFIX) or len(parts) < 2 or "\\" in name or "" in parts or "." in parts:
+    if (
+        name.endswith((SUFFIX, *PICKLE_SUFFIXES))
+        or len(parts) < 2
+        or "\\" in name
+        or "" in parts
+        or "." in parts
+    ):
         return []
     repository, folder = "/".join(parts[:2]), "/".join(parts[2:])
     known = _listed(repository, hub)
-    prefix = f"{folder}/" if folder else ""
-    return [
-        f"{repository}/{file}"
-        for file in sorted(known)
-        if file.startswith(prefix) and file.endswith(SUFFIX) and "/" not in file[len(prefix) :]
-    ]
+    in_folder = [file for file in known if file.rpartition("/")[0] == folder]
+    return [f"{repository}/{file}" for file in adapters_among(in_folder)]
 
 
 def _check_is_pair(where: str, names: Sequence[str]) -> None:
     hints = [expert_tag(AdapterHeader(Path(name), 0, {}, {})) for name in names]
     if len(names) == 2 and {None if hint is None else hint.name for hint in hints} == {HIGH, LOW}:
         return
-    files = [name.rpartition("/")[2] for name in names]
-    shown = ", ".join(files[:8]) + (", ..." if len(files) > 8 else "")
     raise AdapterError(
-        f"{where}: {len(files)} .safetensors files there ({shown}); name the one you mean, or pass "
-        "a mapping from expert names to files"
+        f"{where}: {listed([name.rpartition('/')[2] for name in names])}; name the one you mean, "
+        "or pass a mapping from expert names to files"
     )
 
 
@@ -222,7 +220,7 @@ def _listed(repository: str, hub: Mapping[str, Any]) -> list[str]:
     try:
         if hub.get("local_files_only"):
             folder = Path(snapshot_download(repository, **hub))
-            return [path.relative_to(folder).as_posix() for path in folder.rglob(f"*{SUFFIX}")]
+            return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
         return list_repo_files(repository, revision=hub.get("revision"), token=hub.get("token"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError):
         return []  # `find_adapter` says what is wrong

@@ -4,6 +4,7 @@ The scheduler says which step comes next (`before_call`), so this works in every
 has a scheduler, with or without callbacks, and in image to image that starts in a later phase.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
 
@@ -14,7 +15,10 @@ from torch import nn
 from fewstep.errors import PipelineError
 from fewstep.pipeline.attached_adapter import AdapterWeights, AttachedAdapter
 from fewstep.pipeline.lora_layers import plain_model
+from fewstep.pipeline.our_layers import OurLayers
 from fewstep.trajectory import PlannedStep
+
+logger = logging.getLogger(__name__)
 
 
 class ExpertSwitch(ABC):
@@ -59,7 +63,13 @@ class ExpertSwitch(ABC):
 
     @abstractmethod
     def remove(self, pipe: DiffusionPipeline) -> None:
-        """Give the pipeline its weights back, exactly."""
+        """Give the pipeline its weights back, exactly.
+
+        What the user merged with diffusers' own `fuse_lora` stays, and that is logged.
+
+        Raises:
+            PipelineError: It cannot be done; the pipeline stays as it is.
+        """
 
 
 def experts_by_component(adapters: Sequence[AdapterWeights]) -> dict[str, list[int]]:
@@ -121,3 +131,24 @@ def was_fused(
     if any(len(experts) > 1 for experts in by_component.values()) or len(names) < len(by_component):
         return False
     return isinstance(pipe, LoraBaseMixin) and names <= set(pipe.fused_loras)
+
+
+def log_merged(
+    pipe: DiffusionPipeline, layers: Mapping[str, OurLayers], ours: Sequence[str]
+) -> None:
+    """Before adapters are removed: tell of those that `fuse_lora` made part of the weights.
+
+    Args:
+        pipe: The pipeline.
+        layers: Component -> our layers of it.
+        ours: What peft calls our adapters.
+    """
+    fused = set(pipe.fused_loras) if isinstance(pipe, LoraBaseMixin) else set()
+    merged = {
+        name for our in layers.values() for layer in our.layers for name in layer.merged_adapters
+    }
+    if (fused | merged) & set(ours):
+        logger.warning(
+            "the adapter was merged into the weights by fuse_lora() and stays there; for the base "
+            "itself call unfuse_lora() before unwrap(), or load it again"
+        )
