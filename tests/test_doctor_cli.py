@@ -85,16 +85,11 @@ def test_a_lone_file_is_examined_without_torch(adapter: Path) -> None:
 
 
 def test_a_pickle_is_examined_like_any_other(
-    adapter: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
     torch.save(load_file(adapter), tmp_path / "student.pt")
     status, data = said(capsys, str(tmp_path / "student.pt"))
-    assert (status, [f["code"] for f in data["findings"]][0]) == (3, "recipe/none")
+    assert (status, data["findings"][0]["code"]) == (3, "recipe/none")
 
 
 def test_a_lone_file_without_a_recipe_is_a_finding(

@@ -25,6 +25,7 @@ from fewstep.errors import (
 from fewstep.pipeline import FewStepPipeline
 from fewstep.recipe import SIDECAR_NAME, FewStepRecipe, Grid, Lora, Sampler
 from fewstep.schedulers import FewStepScheduler
+from tests.tiny.adapters import lora_file
 from tests.tiny_pipelines import (
     PIXART,
     QWEN_IMAGE,
@@ -39,36 +40,6 @@ from tests.tiny_pipelines import (
 # Importing AutoPipeline imports Kolors, which uses torch.jit.script.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 LORA_FAMILIES = pytest.mark.parametrize("family", [SD15, SDXL, SD3, PIXART], ids=lambda f: f.name)
-
-
-def lora_file(
-    family: TinyFamily,
-    path: Path,
-    *,
-    recipe: FewStepRecipe | None = None,
-    strength: float = 0.5,
-    width: int | None = None,
-) -> Path:
-    """An adapter of rank 2 on every to_q and to_v of a family's denoiser."""
-    model = family.build().components[family.denoisers[0]]
-    generator = torch.Generator().manual_seed(2)
-    tensors = {}
-    for name, module in model.named_modules():
-        if name.endswith(("to_q", "to_v")):
-            inner = width or module.in_features
-            tensors[f"{name}.lora_A.weight"] = torch.randn(2, inner, generator=generator)
-            tensors[f"{name}.lora_B.weight"] = strength * torch.randn(
-                module.out_features, 2, generator=generator
-            )
-    return save_adapter(
-        path,
-        tensors,
-        recipe=recipe or family.recipe(),
-        rank=2,
-        alpha=2.0,
-        title="test",
-        component="unet" if family.denoisers[0] == "unet" else "transformer",
-    )
 
 
 def draw(pipe: FewStepPipeline, family: TinyFamily, **kwargs: Any) -> torch.Tensor:

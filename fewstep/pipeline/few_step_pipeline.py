@@ -303,4 +303,7 @@ def _rebuild(stock: type[DiffusionPipeline], state: dict[str, Any]) -> FewStepPi
     pipe: Any = stock.__new__(stock)
     pipe.__dict__.update(state)
     pipe.__class__ = few_step_class(FewStepPipeline, stock)
+    switch = state["_fewstep"].experts
+    if switch is not None:
+        switch.hold(pipe)
     return pipe

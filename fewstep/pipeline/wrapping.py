@@ -109,12 +109,13 @@ def put_under_recipe(
         switch = POLICIES[policy](pipe, read_all(pipe, recipe, files, scale))
     elif adapter_scale is not None:
         raise PipelineError("adapter_scale was passed without an adapter; pass adapter= too")
-    elif recipe.experts:
-        switch = _shared_switch(before)
-        if switch is None:
+    else:
+        switch = _shared_switch(before, recipe)
+        if switch is None and recipe.experts:
             check_no_file_is_needed(recipe)
-    if switch is not None and recipe.experts:
+    if switch is not None:
         scheduler.before_call = switch.before_call
+        switch.hold(pipe)
     if isinstance(before, FewStepScheduler):  # made by from_pipe of a wrapped pipeline
         before = before.replaced or before
     scheduler.replaced = before
@@ -135,7 +136,7 @@ def take_from_under_recipe(pipe: DiffusionPipeline, state: Wrapping) -> None:
     if state.experts is not None and state.experts.is_permanent:
         logger.warning("the adapter is fused into the weights and stays there")
     elif state.experts is not None:
-        state.experts.remove(pipe)
+        _remove_unless_shared(pipe, state.experts)
     if has_own_networks(state.resolved.recipe):
         pipe.register_to_config(**{BOUNDARY: state.replaced_boundary})
     for watch in state.watches:
@@ -176,9 +177,29 @@ def _peft_name(expert: str | None) -> str:
     return f"{ADAPTER_NAME}_{re.sub('[^A-Za-z0-9_]', '_', expert)}"  # a part of tensor names
 
 
-def _shared_switch(scheduler: object) -> ExpertSwitch | None:
+def _shared_switch(scheduler: object, recipe: FewStepRecipe) -> ExpertSwitch | None:
     """The switch of the pipeline that this one was made from, which has the same models."""
     if not isinstance(scheduler, FewStepScheduler):
         return None
     owner = getattr(scheduler.before_call, "__self__", None)
-    return owner if isinstance(owner, ExpertSwitch) else None
+    if not isinstance(owner, ExpertSwitch):
+        return None
+    if recipe.experts != scheduler.recipe.experts:
+        raise PipelineError(
+            "the models of this pipeline carry the few-step adapters of the pipeline it was made "
+            "from, whose recipe has other experts; unwrap() that one first"
+        )
+    return owner
+
+
+def _remove_unless_shared(pipe: DiffusionPipeline, switch: ExpertSwitch) -> None:
+    if not switch.release(pipe):
+        logger.warning(
+            "the adapter stays on: another wrapped pipeline shares these models; unwrap() that too"
+        )
+        return
+    try:
+        switch.remove(pipe)
+    except BaseException:
+        switch.hold(pipe)  # it stays as it is
+        raise

@@ -5,8 +5,10 @@ has a scheduler, with or without callbacks, and in image to image that starts in
 """
 
 import logging
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LoraBaseMixin
@@ -25,8 +27,26 @@ class ExpertSwitch(ABC):
     """The few-step adapters of one pipeline: one, or several experts that take turns.
 
     Where each expert has a network of its own (Wan 2.2) the pipeline chooses between networks, and
-    there is nothing to switch; where several share one network, `before_call` switches.
+    there is nothing to switch; where several share one network, `before_call` switches. Pipelines
+    that share models (`from_pipe`) share the switch; the last one that is unwrapped removes it.
     """
+
+    _holders: "weakref.WeakSet[DiffusionPipeline] | None" = None
+
+    def hold(self, pipe: DiffusionPipeline) -> None:
+        """Count a pipeline among those that sample with these adapters."""
+        if self._holders is None:
+            self._holders = weakref.WeakSet()
+        self._holders.add(pipe)
+
+    def release(self, pipe: DiffusionPipeline) -> bool:
+        """Count it no longer; whether no other pipeline is left."""
+        if self._holders is not None:
+            self._holders.discard(pipe)
+        return not self._holders
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_holders"}
 
     @property
     @abstractmethod
