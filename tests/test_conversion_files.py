@@ -279,3 +279,26 @@ def test_pickles_of_plain_tensors_are_read(tmp_path: Path) -> None:
     convert_file(tmp_path / "k.pt", tmp_path / "x.safetensors", "diffusers")
     adapter = read(tmp_path / "x.safetensors", FLUX)
     assert all(torch.equal(adapter.tensors[name], values) for name, values in tensors.items())
+
+
+@pytest.mark.parametrize("flavour", ["diffusers", "comfyui", "kohya"])
+def test_a_recipe_goes_into_the_file_and_its_scale_into_the_weights(
+    flavour: Any, tmp_path: Path
+) -> None:
+    source, target = source_of(tmp_path, FLUX), tmp_path / "hyper.safetensors"
+    argv = ["convert", str(source), str(target), "--format", flavour, "--bake-scale"]
+    with pytest.warns(UserWarning, match="unverified"):
+        assert main([*argv, "--recipe", "zoo:hyper-flux1-dev-8steps-lora"]) == 0
+    written = read_header(target).recipe()
+    assert written is not None
+    assert (written.default_steps, written.lora.scale) == (8, 1.0)
+    adapter = read(target, FLUX)
+    after = deltas(adapter.tensors, adapter.alphas)
+    assert all(torch.equal(after[name], 0.125 * d) for name, d in deltas(*FLUX.lora()).items())
+
+
+def test_a_scale_that_nothing_says_is_not_baked(tmp_path: Path) -> None:
+    target = tmp_path / "x.safetensors"
+    with pytest.raises(AdapterError, match="carries no recipe, so the scale to bake"):
+        convert_file(source_of(tmp_path, FLUX), target, "kohya", is_scale_baked=True)
+    assert not target.exists()

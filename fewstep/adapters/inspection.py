@@ -196,7 +196,7 @@ def _warnings(
     if modules and others:
         found.append(f"{len(others)} tensors are not plain LoRA, first: {shown(others[0])}")
     if recipe is None:
-        found.append("no recipe: steps, grid, sampler and guidance must be set by hand")
+        found.append("no recipe in the file: it does not say its steps, grid, sampler and guidance")
     elif guess in KNOWN and recipe.base.family in KNOWN and guess != recipe.base.family:
         found.append(f"the recipe says {recipe.base.family}, the module names look like {guess}")
     return found

@@ -26,6 +26,8 @@ Examples:
   fewstep convert student.safetensors student-comfyui.safetensors --format comfyui
   fewstep convert kohya.safetensors lora.safetensors --format diffusers --base path/to/sdxl
   fewstep convert lora.safetensors baked.safetensors --format diffusers --bake-alpha
+  fewstep convert Hyper-FLUX.1-dev-8steps-lora.safetensors hyper.safetensors --format comfyui \
+      --recipe zoo:hyper-flux1-dev-8steps-lora --bake-scale
   fewstep convert big.safetensors small.safetensors --format diffusers --rank 32
   fewstep convert full-student/ lora.safetensors --format diffusers --base teacher/ --rank 64
 
@@ -49,6 +51,10 @@ class Convert:
     """Base family such as sdxl or wan, where the names do not tell."""
     bake_alpha: bool = False
     """Multiply alpha / rank into the weights, for readers that know no alpha."""
+    bake_scale: bool = False
+    """Multiply the recipe's LoRA scale into the weights, so that strength 1 is right everywhere."""
+    recipe: str | None = None
+    """Recipe to write into the file: a JSON file, or zoo:NAME (fewstep zoo search)."""
     rank: int | None = None
     """Highest rank of the denoiser's layers; the error this costs is reported."""
     output: OmitArgPrefixes[OutputOptions] = OutputOptions()
@@ -57,6 +63,7 @@ class Convert:
 def run(options: Convert, output: Output) -> None:
     """Convert, and say what was written."""
     from fewstep.adapters.conversion.convert import convert_file
+    from fewstep.recipe_resolution import read_recipe
 
     if options.rank is not None and options.rank < 1:
         raise ConfigError(f"--rank is {options.rank}, wanted at least 1; 16 to 128 is usual")
@@ -69,7 +76,9 @@ def run(options: Convert, output: Output) -> None:
         base=base,
         family=options.family,
         rank=options.rank,
+        recipe=None if options.recipe is None else read_recipe(options.recipe),
         is_baked=options.bake_alpha,
+        is_scale_baked=options.bake_scale,
     )
     if options.rank is None:  # renaming takes no time worth a bar
         conversion = convert()

@@ -1,11 +1,12 @@
-"""Alpha multiplied into the matrices, for readers that know no alpha."""
+"""Alpha, or the recipe's scale, multiplied into the matrices, for readers that know neither."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fewstep.adapters.conversion.converted import UP, ConvertedAdapter
 from fewstep.adapters.header import AdapterHeader
-from fewstep.recipe import METADATA_KEY, Lora
+from fewstep.errors import AdapterError
+from fewstep.recipe import METADATA_KEY, FewStepRecipe, Lora
 
 if TYPE_CHECKING:
     import torch
@@ -41,10 +42,52 @@ def _bake(tensors: "dict[str, torch.Tensor]", module: str, alpha: float, rank: i
         tensors[module + UP] = (up.float() * (alpha / rank)).to(up.dtype)
 
 
+def scale_baked(adapter: ConvertedAdapter) -> ConvertedAdapter:
+    """The same adapter with its recipe's scale multiplied in, so that strength 1 is right.
+
+    Raises:
+        AdapterError: The file carries no recipe, so its scale is not known.
+    """
+    recipe = adapter.header.recipe()
+    if recipe is None:
+        raise AdapterError(
+            f"{adapter.header.path}: carries no recipe, so the scale to bake is not known; give "
+            "the recipe too (--recipe zoo:NAME or a file)"
+        )
+    scale = recipe.lora.scale
+    return replace(
+        adapter,
+        header=_with_lora(adapter.header, Lora(scale=1.0, alpha=recipe.lora.alpha)),
+        tensors=_scaled(adapter.tensors, scale, UP),
+        text_tensors={part: _scaled(ups, scale, UP) for part, ups in adapter.text_tensors.items()},
+        extras=_scaled(adapter.extras, scale, ""),
+    )
+
+
+def with_recipe(adapter: ConvertedAdapter, recipe: FewStepRecipe) -> ConvertedAdapter:
+    """The same adapter carrying this recipe."""
+    metadata = {**adapter.header.metadata, METADATA_KEY: recipe.to_json()}
+    return replace(adapter, header=replace(adapter.header, metadata=metadata))
+
+
+def _scaled(
+    tensors: "dict[str, torch.Tensor]", scale: float, ending: str
+) -> "dict[str, torch.Tensor]":
+    return {
+        name: (scale * values.float()).to(values.dtype) if name.endswith(ending) else values
+        for name, values in tensors.items()
+    }
+
+
 def _saying_baked(header: AdapterHeader) -> AdapterHeader:
     recipe = header.recipe()
     if recipe is None:
         return header
-    lora = Lora(scale=recipe.lora.scale, alpha="baked")
+    return _with_lora(header, Lora(scale=recipe.lora.scale, alpha="baked"))
+
+
+def _with_lora(header: AdapterHeader, lora: Lora) -> AdapterHeader:
+    recipe = header.recipe()
+    assert recipe is not None  # both callers looked
     text = replace(recipe, lora=lora).to_json()
     return replace(header, metadata={**header.metadata, METADATA_KEY: text})

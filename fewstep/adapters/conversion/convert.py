@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.adapters.base_shapes import DENOISERS, denoiser_shapes
-from fewstep.adapters.conversion.baking import baked
+from fewstep.adapters.conversion.baking import baked, scale_baked, with_recipe
 from fewstep.adapters.conversion.checkpoints import (
     Difference,
     Weights,
@@ -29,6 +29,7 @@ from fewstep.adapters.modules import lora_modules
 from fewstep.adapters.opening import open_adapter
 from fewstep.errors import AdapterError
 from fewstep.model_files import find_adapter
+from fewstep.recipe import FewStepRecipe
 
 Shape = tuple[int, ...]
 
@@ -83,7 +84,9 @@ def convert_file(
     base: Path | None = None,
     family: str | None = None,
     rank: int | None = None,
+    recipe: FewStepRecipe | None = None,
     is_baked: bool = False,
+    is_scale_baked: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
     """Write an adapter again in another program's names.
@@ -95,7 +98,9 @@ def convert_file(
         base: diffusers folder of the base; needed for full weights, and the only proof of fit.
         family: Base family; None: seen from the base, the recipe or the names.
         rank: Re-rank to this; None: values stay as they are.
+        recipe: Written into the file, in place of what it carries.
         is_baked: Multiply alpha / rank into the up matrices, so that readers without alpha agree.
+        is_scale_baked: Multiply the recipe's scale into them too, so that strength 1 is right.
         progress: Called with (parts done, parts in all) while re-ranking.
 
     Raises:
@@ -125,6 +130,10 @@ def convert_file(
     errors: tuple[ModuleError, ...] = ()
     if rank is not None:
         adapter, errors = to_rank(adapter, rank, progress)
+    if recipe is not None:
+        adapter = with_recipe(adapter, recipe)
+    if is_scale_baked:
+        adapter = scale_baked(adapter)
     if is_baked:
         adapter = baked(adapter)
     file = in_format(adapter, shapes, flavour)
