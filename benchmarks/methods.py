@@ -26,7 +26,7 @@ from fewstep.digits.draw import generate_images, picture_seeds
 from fewstep.digits.evaluate import judge_stock_teacher
 from fewstep.digits.judge import DigitsJudge
 from fewstep.digits.teacher_rows import GUIDANCE_SCALES
-from fewstep.digits.teacher_sampler import load_teacher
+from fewstep.digits.teacher_sampler import load_teacher, schedule_of
 from fewstep.pipeline import FewStepPipeline
 from fewstep.pipeline.teacher_refine import TeacherRefine
 from fewstep.recipe import FewStepRecipe, Sampler
@@ -51,6 +51,7 @@ CLIP = 2.0
 ORDER = (
     "stock scheduler",
     "even grid, Euler/DDIM",
+    "trained grid, Euler/DDIM",
     "noise correction",
     "optimal steps (OSS)",
     "D-ODE on the even grid",
@@ -123,14 +124,14 @@ def teacher_cases(bench: Bench, seed: int) -> Iterator[Case]:
 def student_cases(bench: Bench, seed: int) -> Iterator[Case]:
     """Sampling options, on a student distilled into 4 deterministic steps without guidance."""
     trained = FewStepPipeline.wrap(load_teacher(resolve_base(bench.base)), adapter=bench.student)
-    plain = dataclasses.replace(trained.recipe, grids=even_grids(trained.recipe))
+    plain = dataclasses.replace(trained.recipe, grids=student_grids(bench, trained.recipe))
     ladder = dataclasses.replace(
         plain,
         sampler=Sampler(stochasticity=1.0),
         grids=tuple(dataclasses.replace(g, sizes=LADDERS[g.num_steps]) for g in plain.grids),
     )
     options: dict[str, tuple[FewStepRecipe, Any]] = {
-        "even grid, Euler/DDIM": (plain, None),
+        "trained grid, Euler/DDIM": (plain, None),
         "TCD gamma 0.3": (with_sampler(plain, stochasticity=0.3), None),
         f"TCD gamma 0.3, x0 clip {CLIP:g} (TDD)": (
             with_sampler(plain, stochasticity=0.3, clip_x0=CLIP),
@@ -179,8 +180,14 @@ def even_recipe(problem: Problem) -> FewStepRecipe:
     )
 
 
-def even_grids(recipe: FewStepRecipe) -> tuple[Any, ...]:
-    return tuple(grid_of(even_levels(recipe.base.schedule.build(), calls)) for calls in CALLS)
+def student_grids(bench: Bench, recipe: FewStepRecipe) -> tuple[Any, ...]:
+    """The grid it was trained on, and the even ones of its teacher's schedule for other counts.
+
+    The recipe's own schedule would not do: its shift is 1 where the stored grid is already shifted.
+    """
+    schedule = schedule_of(load_base(bench.base))
+    trained = {grid.num_steps: grid for grid in recipe.grids}
+    return tuple(trained.get(n) or grid_of(even_levels(schedule, n)) for n in CALLS)
 
 
 def with_sampler(recipe: FewStepRecipe, **options: Any) -> FewStepRecipe:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import warnings
+from typing import Any
 
 import diffusers
 import pytest
@@ -141,7 +142,7 @@ def test_true_cfg_asks_for_the_negative_embeddings_it_needs() -> None:
     with pytest.raises(PipelineError, match="pass negative_prompt_embeds beside prompt_embeds"):
         pipe(**QWEN_IMAGE.arguments(1), seed=0)
     calls = record_denoiser(pipe, QWEN_IMAGE)
-    negative = {
+    negative: dict[str, Any] = {
         "negative_prompt_embeds": embeds(1, 6, 16),
         "negative_prompt_embeds_mask": torch.ones(1, 6).long(),
     }

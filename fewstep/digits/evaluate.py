@@ -175,7 +175,8 @@ def load_student(
         AdapterError: The adapter is damaged or does not fit.
         RecipeNotFoundError: Nothing says how to sample it.
     """
-    pipe = FewStepPipeline.wrap(load_teacher(base), adapter=adapter, recipe=recipe)
+    # No probe: what an adapter without effect scores is its teacher's score, not an error.
+    pipe = FewStepPipeline.wrap(load_teacher(base), adapter=adapter, recipe=recipe, probe=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
