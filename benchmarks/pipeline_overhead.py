@@ -146,7 +146,9 @@ def write_adapter(case: Case, folder: Path) -> Path:
             tensors[f"{name}.lora_A.weight"] = torch.randn(
                 8, module.in_features, generator=generator
             )
-            tensors[f"{name}.lora_B.weight"] = torch.zeros(module.out_features, 8)
+            tensors[f"{name}.lora_B.weight"] = 0.01 * torch.randn(
+                module.out_features, 8, generator=generator
+            )
     component: Any = case.denoiser
     return save_adapter(
         folder / "adapter.safetensors",
