@@ -21,7 +21,7 @@ from fewstep.pipeline import attached_adapter
 from fewstep.pipeline.attached_adapter import AttachedAdapter
 from fewstep.pipeline.config_recipes import recipe_of_folder, recipe_of_pipeline
 from fewstep.pipeline.description import describe_sampling
-from fewstep.pipeline.experts.files import AdapterSource, find_files
+from fewstep.pipeline.experts.files import AdapterSource, FoundFile, find_files
 from fewstep.pipeline.experts.switch import check_one_per_network
 from fewstep.pipeline.few_step_class import few_step_class, stock_class
 from fewstep.pipeline.one_call import sample
@@ -37,6 +37,7 @@ from fewstep.pipeline.wrapping import (
     without_revision,
 )
 from fewstep.recipe import FewStepRecipe
+from fewstep.recipe_resolution import ResolvedRecipe
 from fewstep.schedulers import FewStepScheduler
 
 
@@ -88,16 +89,7 @@ class FewStepPipeline(DiffusionPipeline):
         resolved = resolve(recipe, files, base, sidecar, partial(recipe_of_folder, base))
         resolved = at_stage(resolved, stage)
         pipe = load_stock_pipeline(base, pipeline_class=pipeline_class, **diffusers_kwargs)
-        wrapping = put_under_recipe(
-            pipe,
-            resolved,
-            files,
-            steps=steps,
-            adapter_scale=adapter_scale,
-            experts=experts,
-            probe=probe,
-        )
-        return _become(pipe, wrapping)
+        return _become(pipe, resolved, files, steps, adapter_scale, experts, probe)
 
     @classmethod
     def from_single_file(
@@ -131,16 +123,7 @@ class FewStepPipeline(DiffusionPipeline):
         files = () if adapter is None else find_files(adapter)
         resolved = at_stage(single_file_recipe(file, recipe, files), stage)
         pipe = load_single_file(file, pipeline_class=pipeline_class, **diffusers_kwargs)
-        wrapping = put_under_recipe(
-            pipe,
-            resolved,
-            files,
-            steps=steps,
-            adapter_scale=adapter_scale,
-            experts=experts,
-            probe=probe,
-        )
-        return _become(pipe, wrapping)
+        return _become(pipe, resolved, files, steps, adapter_scale, experts, probe)
 
     @staticmethod
     def wrap(
@@ -170,16 +153,7 @@ class FewStepPipeline(DiffusionPipeline):
         is_ours = isinstance(scheduler, FewStepScheduler)
         installed = scheduler.recipe if is_ours else partial(recipe_of_pipeline, pipe)
         resolved = at_stage(resolve(recipe, files, origin, sidecar, installed), stage)
-        wrapping = put_under_recipe(
-            pipe,
-            resolved,
-            files,
-            steps=steps,
-            adapter_scale=adapter_scale,
-            experts=experts,
-            probe=probe,
-        )
-        return _become(pipe, wrapping)
+        return _become(pipe, resolved, files, steps, adapter_scale, experts, probe)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiffusionPipeline:
@@ -292,9 +266,25 @@ class FewStepPipeline(DiffusionPipeline):
         return sample(self, self._fewstep, call, given, seed=seed, refine=refine)
 
 
-def _become(pipe: DiffusionPipeline, wrapping: Wrapping) -> FewStepPipeline:
+def _become(
+    pipe: DiffusionPipeline,
+    resolved: ResolvedRecipe,
+    files: Sequence[FoundFile],
+    steps: int | None,
+    adapter_scale: float | None,
+    experts: str,
+    probe: bool,
+) -> FewStepPipeline:
     wrapped: Any = pipe
-    wrapped._fewstep = wrapping
+    wrapped._fewstep = put_under_recipe(
+        pipe,
+        resolved,
+        files,
+        steps=steps,
+        adapter_scale=adapter_scale,
+        experts=experts,
+        probe=probe,
+    )
     wrapped.__class__ = few_step_class(FewStepPipeline, type(pipe))
     return wrapped
 
