@@ -19,13 +19,24 @@ from fewstep.recipe_checks import (
     check_all_used,
     check_can_shift,
     check_experts,
+    check_flow_map,
     check_grid,
     check_grid_experts,
+    check_routes,
     check_steps,
     expert_at,
 )
 from fewstep.recipe_grids import Grid, ResolutionShift, SecondStage, SolverRow
-from fewstep.recipe_parts import Base, Expert, Guidance, Lora, Provenance, Sampler, Schedule
+from fewstep.recipe_parts import (
+    Base,
+    Expert,
+    Guidance,
+    Lora,
+    Provenance,
+    Route,
+    Sampler,
+    Schedule,
+)
 
 __all__ = [
     "FORMAT_MAJOR",
@@ -40,6 +51,7 @@ __all__ = [
     "Lora",
     "Provenance",
     "ResolutionShift",
+    "Route",
     "Sampler",
     "Schedule",
     "SecondStage",
@@ -76,6 +88,7 @@ class FewStepRecipe:
     guidance: Guidance = Guidance()
     lora: Lora = Lora()
     experts: tuple[Expert, ...] = ()
+    routes: tuple[Route, ...] = ()
     resolution_shift: ResolutionShift | None = None
     second_stage: SecondStage | None = None
     provenance: Provenance = Provenance()
@@ -98,6 +111,9 @@ class FewStepRecipe:
             check_can_shift(self.base, self.grids)
         second = () if self.second_stage is None else (self.second_stage.grid,)
         check_experts(self.experts)
+        check_routes(self.routes, self.experts, self.sampler, self.guidance)
+        if self.sampler.kind == "flow_map":
+            check_flow_map(self.base, (*self.grids, *second), self.experts)
         if self.experts and second:
             raise RecipeError("experts and second_stage cannot be combined; leave one of them out")
         for grid in (*self.grids, *second):
@@ -178,8 +194,17 @@ class FewStepRecipe:
         return self.grid(num_steps).num_steps * (2 if double else 1)
 
     def to_json(self, indent: int | None = None) -> str:
-        """The recipe as JSON; `from_json` gives back an equal recipe."""
-        return json.dumps(dataclasses.asdict(self), indent=indent, allow_nan=False)
+        """The recipe as JSON; `from_json` gives back an equal recipe.
+
+        Keys that came after 0.1.0 are written only where they say something: readers of that
+        release refuse keys they do not know, and should go on reading what they can sample.
+        """
+        data = dataclasses.asdict(self)
+        if not self.routes:
+            del data["routes"]
+        if self.lora.kind == "lora":
+            del data["lora"]["kind"]
+        return json.dumps(data, indent=indent, allow_nan=False)
 
     @staticmethod
     def from_json(text: str) -> "FewStepRecipe":

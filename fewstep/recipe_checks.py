@@ -5,7 +5,7 @@ import itertools
 from fewstep.errors import RecipeError
 from fewstep.noise_schedule import NoiseSchedule
 from fewstep.recipe_grids import Grid
-from fewstep.recipe_parts import Base, Expert, Sampler
+from fewstep.recipe_parts import Base, Expert, Guidance, Route, Sampler
 
 SIGMA_TOLERANCE = 1e-4
 """How far a grid's sigma may be from its timestep's (diffusers' tables are float32)."""
@@ -53,6 +53,45 @@ def check_steps(grid: Grid, sampler: Sampler) -> None:
         raise RecipeError(
             f"{grid.name} has a solver, which is deterministic as it is; write stochasticity 0, "
             "no clip_x0 and no noise_correction"
+        )
+
+
+def check_flow_map(base: Base, grids: tuple[Grid, ...], experts: tuple[Expert, ...]) -> None:
+    """A jump by average velocity, `next = sample - (sigma - sigma_next) * velocity`, and no more."""
+    if base.prediction != "flow":
+        raise RecipeError(
+            f"sampler.kind 'flow_map' needs a flow schedule and base.prediction 'flow', got "
+            f"{base.prediction!r} on kind {base.schedule.kind!r}"
+        )
+    if experts:
+        raise RecipeError("sampler.kind 'flow_map' and experts cannot be combined; leave one out")
+    for grid in grids:
+        if grid.clock or grid.solver or grid.stops:
+            raise RecipeError(
+                f"{grid.name} has a clock, a solver or stops, but with sampler.kind 'flow_map' the "
+                "network itself is told where a step ends; leave them out"
+            )
+
+
+def check_routes(
+    routes: tuple[Route, ...], experts: tuple[Expert, ...], sampler: Sampler, guidance: Guidance
+) -> None:
+    """Routes are several plain students of which one serves a call."""
+    if not routes:
+        return
+    names = [route.adapter for route in routes]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise RecipeError(f"routes needs two or more adapters, each named once; got {names}")
+    if experts:
+        raise RecipeError("routes and experts cannot be combined; leave one of them out")
+    if sampler.kind != "step":
+        raise RecipeError(
+            f"routes and sampler.kind {sampler.kind!r} cannot be combined; leave one of them out"
+        )
+    if guidance.mode in ("cfg", "true_cfg"):
+        raise RecipeError(
+            f"routes and guidance.mode {guidance.mode!r} cannot be combined: the empty prompt of "
+            "the second pass is in no group; write mode none"
         )
 
 

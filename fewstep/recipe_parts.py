@@ -3,6 +3,7 @@
 What ties parts together (grids to the schedule, steps to experts) is FewStepRecipe's to check.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -110,8 +111,9 @@ class Sampler:
     """How a step is made from x0.
 
     Attributes:
-        kind: "step" is the one step function with its stochasticity; "flow_map" and "policy" name
-            models whose network takes a target time or returns a policy.
+        kind: "step" is the one step function with its stochasticity. "flow_map": the network is
+            told the time a step ends at too and gives the average velocity up to there (MeanFlow),
+            so that the deterministic step is exact. "policy": it returns a policy.
         stochasticity: 0 Euler/DDIM, 1 re-noising (LCM, DMD2), between TCD's gamma.
         noise: The noise convention; "torch_cpu/1" is one CPU stream per image, float32.
         first_noise: What the network sees first: noise times the first sigma ("scaled", as trained
@@ -137,6 +139,12 @@ class Sampler:
             raise RecipeError(
                 f"sampler.stochasticity must be 0 to 1, got {self.stochasticity:g}; "
                 "0 is Euler/DDIM, 1 re-noises"
+            )
+        others = self.stochasticity or self.noise_correction or self.clip_x0 is not None
+        if self.kind == "flow_map" and others:
+            raise RecipeError(
+                "sampler.kind 'flow_map' jumps along an average velocity, which is deterministic "
+                "as it is; write stochasticity 0, no clip_x0 and no noise_correction"
             )
 
 
@@ -175,6 +183,8 @@ class Lora:
     """Multiplies alpha / rank at load time."""
     alpha: Literal["in_file", "baked"] = "in_file"
     """"in_file": alpha tensors or metadata are in the file; "baked": alpha equals rank."""
+    kind: Literal["lora", "lorad"] = "lora"
+    """"lorad": the file holds low-rank rotations of weight columns (WaDi) in place of LoRA."""
 
     def __post_init__(self) -> None:
         strict_json.check(self, error=RecipeError, where="lora")
@@ -201,6 +211,32 @@ class Expert:
             raise RecipeError(
                 f"expert {self.adapter!r} covers sigma {self.sigma_low:g} to "
                 f"{self.sigma_high:g}; sigma_low must be below sigma_high"
+            )
+
+
+ROUTE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""A route's name is a part of tensor names."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Route:
+    """An adapter that serves one group of prompts.
+
+    Which group a prompt is in is told by its embedding: the nearest of the centroids in the adapter
+    file (`route.<adapter>.centroid`).
+    """
+
+    adapter: str
+    """Name of the expert in the adapter file."""
+    prompts: tuple[str, ...] = ()
+    """Prompts or labels of its group, for people; the router does not look at them."""
+
+    def __post_init__(self) -> None:
+        strict_json.check(self, error=RecipeError, where="routes[]")
+        if not ROUTE_NAME.fullmatch(self.adapter):
+            raise RecipeError(
+                f"routes[].adapter is {strict_json.shown(self.adapter)}; wanted 1 to 64 letters, "
+                "digits, - or _, as it is a part of tensor names"
             )
 
 

@@ -31,11 +31,11 @@ def read(kind: type[T], data: object, *, error: Failure, where: str = "") -> T:
         An instance; its own `__post_init__` has run.
     """
     if not isinstance(data, Mapping):
-        raise error(f"{where or kind.__name__} must be an object, got {_shown(data)}")
+        raise error(f"{where or kind.__name__} must be an object, got {shown(data)}")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore
     unknown = sorted(set(data) - set(fields))
     if unknown:
-        key = _join(where, _shown(unknown[0])[1:-1])  # short, escaped, without its quotes
+        key = _join(where, shown(unknown[0])[1:-1])  # short, escaped, without its quotes
         raise error(f"unknown key {key}; known keys: {', '.join(fields)}")
     types = get_type_hints(kind)
     values = {}
@@ -59,7 +59,7 @@ def check(instance: object, *, error: Failure, where: str = "") -> None:
     for field in dataclasses.fields(instance):  # pyright: ignore
         name, value = _join(where, field.name), getattr(instance, field.name)
         if _value(types[field.name], value, name, error) != value:
-            raise error(f"{name} must hold tuples, and dicts with string keys; got {_shown(value)}")
+            raise error(f"{name} must hold tuples, and dicts with string keys; got {shown(value)}")
 
 
 def _value(kind: Any, data: object, where: str, error: Failure) -> Any:
@@ -71,15 +71,15 @@ def _value(kind: Any, data: object, where: str, error: Failure) -> Any:
         return _value(kind, data, where, error)
     if origin is Literal:
         if data not in inner or isinstance(data, bool):
-            raise error(f"{where} must be one of {', '.join(map(str, inner))}; got {_shown(data)}")
+            raise error(f"{where} must be one of {', '.join(map(str, inner))}; got {shown(data)}")
         return data
     if origin is tuple:
         if not isinstance(data, list | tuple):
-            raise error(f"{where} must be a list, got {_shown(data)}")
+            raise error(f"{where} must be a list, got {shown(data)}")
         return tuple(_value(inner[0], v, f"{where}[{i}]", error) for i, v in enumerate(data))
     if origin is dict:
         if not isinstance(data, Mapping):
-            raise error(f"{where} must be an object, got {_shown(data)}")
+            raise error(f"{where} must be an object, got {shown(data)}")
         return {str(k): _value(inner[1], v, f"{where}.{k}", error) for k, v in data.items()}
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if isinstance(data, kind):
@@ -97,7 +97,7 @@ def _scalar(kind: type, data: object, where: str, error: Failure) -> Any:
         except OverflowError:
             data = math.inf
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
-        raise error(f"{where} must be {SCALARS[kind]}, got {_shown(data)}")
+        raise error(f"{where} must be {SCALARS[kind]}, got {shown(data)}")
     if isinstance(data, float) and not math.isfinite(data):
         raise error(f"{where} must be a finite number, got {data}")
     return data
@@ -137,6 +137,7 @@ def _join(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
 
-def _shown(data: object) -> str:
+def shown(data: object) -> str:
+    """A value for a message: its repr, at most 60 characters."""
     text = repr(data)
     return text if len(text) <= 60 else f"{text[:57]}..."

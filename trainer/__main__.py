@@ -19,8 +19,8 @@ Pick a recipe, then override what you like:
 
   python -m fewstep.trainer --list
   python -m fewstep.trainer digits-4step
-  python -m fewstep.trainer digits-4step --model digits-sd15 --out runs/sd15
-  python -m fewstep.trainer image-4step --model ./my-sd3-fine-tune --prompts prompts.txt
+  python -m fewstep.trainer dmd2 --out runs/dmd2 --method.match.critic-updates 5
+  python -m fewstep.trainer image-4step --model ./my-sd3-fine-tune --data.prompts prompts.txt
 
 An interrupted run continues when the same command is given again."""
 
@@ -40,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     configs = {name: (recipe.summary, recipe.config) for name, recipe in RECIPES.items()}
     try:
         config = tyro.extras.overridable_config_cli(
-            configs, args=arguments, prog="fewstep.trainer", description=DESCRIPTION
+            configs,
+            args=arguments,
+            prog="fewstep.trainer",
+            description=DESCRIPTION,
+            config=(tyro.conf.AvoidSubcommands,),  # the recipe has chosen the method
         )
         return run(config, console, is_quiet=is_quiet)
     except FewstepError as error:
@@ -53,11 +57,11 @@ def run(config: TrainConfig, console: Console, *, is_quiet: bool) -> int:
     from fewstep.trainer.loop import train
     from fewstep.trainer.progress import TrainProgress
 
-    with TrainProgress(config.num_steps, console, is_quiet=is_quiet) as progress:
+    with TrainProgress(console, is_quiet=is_quiet) as progress:
         result = train(config, progress.report)
     if result.was_interrupted:
         console.print(
-            f"stopped at step {result.steps} of {config.num_steps}; run the same command to go on"
+            f"stopped after step {result.steps}; run the same command to go on"
         )
         return 130
     console.print(f"adapter: {result.adapter}")
@@ -78,9 +82,10 @@ def recipe_table() -> Table:
         "source",
     )
     for name, recipe in RECIPES.items():
-        steps = str(recipe.config.grid.num_steps)
+        steps = ", ".join(str(count) for count in recipe.config.grid.all_steps)
+        artefact = recipe.config.method.facts.artefact
         table.add_row(
-            name, recipe.summary, recipe.needs, steps, "LoRA adapter", recipe.result, recipe.paper
+            name, recipe.summary, recipe.needs, steps, artefact, recipe.result, recipe.paper
         )
     return table
 

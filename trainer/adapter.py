@@ -1,38 +1,35 @@
-"""The run's product: the averaged adapter with its recipe, as one diffusers-loadable file."""
+"""The run's product: the averaged student with its recipe, in the form its parameters need."""
 
 from pathlib import Path
 
 import fewstep
 from fewstep.adapters import save_adapter
 from fewstep.recipe import FewStepRecipe, Grid, Lora, Provenance, Sampler
-from fewstep.trainer.backbone import Backbone
+from fewstep.trainer.components.grids import StudentPath
 from fewstep.trainer.config import TrainConfig
-from fewstep.trainer.lora import LoraBank
+from fewstep.trainer.context import Setting
+from fewstep.trainer.methods.method import Frame
 from fewstep.trainer.roles import Role
-from fewstep.trainer.rollout import StudentPath
+from fewstep.trainer.run_folder import RunFolder
 
 
-def build_recipe(
-    config: TrainConfig,
-    backbone: Backbone,
-    path: StudentPath,
-    scores: dict[str, float],
-    step: int,
-) -> FewStepRecipe:
-    """The recipe of what was trained: its grid, its steps, no guidance."""
-    levels = path.levels
-    grid = Grid(
-        timesteps=tuple(level.timestep for level in levels[:-1]),
-        sigmas=tuple(level.sigma for level in levels),
-    )
+def product_file(config: TrainConfig) -> Path:
+    """Where a run's adapter is written."""
+    return config.out / "adapter" / f"{config.out.name}.safetensors"
+
+
+def build_recipe(frame: Frame, scores: dict[str, float], step: int) -> FewStepRecipe:
+    """The recipe of what was trained: its grids, its steps, no guidance."""
+    config, backbone, main = frame.config, frame.backbone, frame.path
     return FewStepRecipe(
         base=backbone.base(config.model),
-        grids=(grid,),
-        default_steps=grid.num_steps,
-        sampler=Sampler(stochasticity=path.stochasticity),
+        grids=tuple(grid_of(path) for path in frame.paths),
+        default_steps=main.num_steps,
+        sampler=Sampler(stochasticity=main.stochasticity),
+        guidance=backbone.guidance,
         lora=Lora(alpha="baked"),
         provenance=Provenance(
-            objective=objective_of(config, step),
+            objective=f"{config.method.facts.name}, {step} steps",
             teacher=f"{config.model}, guidance {config.guidance_scale:g}",
             config_hash=config.digest(),
             scores=scores or None,
@@ -41,33 +38,30 @@ def build_recipe(
     )
 
 
-def objective_of(config: TrainConfig, step: int) -> str:
-    """What shaped the weights after `step` optimizer steps, in words."""
-    warm = min(step, config.warm_start.num_steps)
-    counts = {"trajectory warm start": warm, "dmd2": step - warm}
-    return ", then ".join(f"{name} {count} steps" for name, count in counts.items() if count)
+def grid_of(path: StudentPath) -> Grid:
+    """A path as the recipe stores it."""
+    return Grid(
+        timesteps=tuple(level.timestep for level in path.levels[:-1]),
+        sigmas=tuple(level.sigma for level in path.levels),
+        sizes=path.sizes,
+    )
 
 
-def write_adapter(
-    file: Path,
-    config: TrainConfig,
-    backbone: Backbone,
-    bank: LoraBank,
-    path: StudentPath,
-    scores: dict[str, float],
-    step: int,
-) -> FewStepRecipe:
-    """Save the averaged adapter after `step` steps; returns the recipe inside the file."""
-    recipe = build_recipe(config, backbone, path, scores, step)
+def write_product(
+    folder: RunFolder, setting: Setting, frame: Frame, scores: dict[str, float], step: int
+) -> Path:
+    """Save the averaged student after `step` steps; returns the file."""
+    config = frame.config
+    file = folder.root / "adapter" / f"{config.out.name}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_adapter(
+    steps = ", ".join(str(path.num_steps) for path in frame.paths)
+    return save_adapter(
         file,
-        bank.tensors(Role.AVERAGE),
-        recipe=recipe,
+        setting.cast.tensors(Role.AVERAGE),
+        recipe=build_recipe(frame, scores, step),
         rank=config.lora.rank,
         alpha=config.lora.alpha,
-        component=backbone.component,
-        title=f"{config.out.name}: {config.model} in {path.num_steps} steps",
-        description=f"Distilled with fewstep: {objective_of(config, step)}.",
+        component=frame.backbone.component,
+        title=f"{config.out.name}: {config.model} in {steps} steps",
+        description=f"Distilled with fewstep: {config.method.facts.name}, {step} steps.",
     )
-    return recipe

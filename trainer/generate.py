@@ -1,84 +1,108 @@
 """Samples during a run, without building a pipeline: fixed seeds, any role, any grid."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from fewstep.noise import NoiseBatch
-from fewstep.noise_schedule import Flow, Level, levels_of
-from fewstep.trainer.backbone import Backbone, Condition
-from fewstep.trainer.prompts import PromptBook
+from fewstep.noise_schedule import Level
+from fewstep.trainer.components.grids import StudentPath
+from fewstep.trainer.context import Setting
 from fewstep.trainer.roles import Role
-from fewstep.trainer.rollout import StudentPath
+from fewstep.trainer.routes import ConditionRoute, Route
 from fewstep.trajectory import plain_steps, sample_trajectory
 
 BATCH = 100
+Speaker = Callable[[Level, int], Role]
+"""(level, prompt index) -> who answers; all prompts of a batch must give the same."""
 
 
-def even_levels(backbone: Backbone, num_steps: int, shift: float = 1.0) -> tuple[Level, ...]:
-    """The evenly spaced grid of a schedule, shifted once for flow, ending at clean data."""
-    schedule = backbone.schedule
-    if isinstance(schedule, Flow):
-        schedule = Flow(shift, schedule.num_train_timesteps)
-    timesteps = schedule.uniform_timesteps(num_steps)
-    sigmas = [schedule.sigma_of_timestep(t) for t in timesteps]
-    return levels_of(schedule, timesteps, [*sigmas, 0.0])
+def one_speaker(role: Role) -> Speaker:
+    """The same role everywhere."""
+    return lambda level, prompt: role
+
+
+def student_speaker(route: Route, role: Role) -> Speaker:
+    """The route's student at each level, as `role` (the students or their averages)."""
+
+    def speak(level: Level, prompt: int) -> Role:
+        expert = None
+        if isinstance(route, ConditionRoute):
+            expert = next(k for k, group in enumerate(route.groups) if prompt in group)
+        student = route.student(level, expert)
+        return Role(student.name.replace(Role.STUDENT.name, role.name))
+
+    return speak
 
 
 @torch.no_grad()
 def generate(
-    backbone: Backbone,
-    book: PromptBook,
+    setting: Setting,
     path: StudentPath,
     *,
-    role: Role,
+    speaker: Speaker,
     guidance_scale: float,
     prompts: Sequence[int],
     seeds: Sequence[int],
-    shape: tuple[int, int, int],
 ) -> Tensor:
     """Latents of some prompts: image i depends on its own seed only.
 
     Args:
-        backbone: The base with its adapters.
-        book: Cached prompts.
+        setting: Base and cached prompts.
         path: Grid and stochasticity.
-        role: Whose adapter.
+        speaker: Who answers.
         guidance_scale: 1 for the student, the teacher's own for the teacher.
         prompts: Indices into the book, one per image.
         seeds: One per image.
-        shape: Latent shape (C, h, w).
 
     Returns:
         Shape (N, C, h, w), float32.
     """
-    done = []
-    for start in range(0, len(seeds), BATCH):
-        chosen = torch.tensor(prompts[start : start + BATCH])
-        condition = book.conditions.take(chosen)
-        noise = NoiseBatch(seeds[start : start + BATCH])
-        done.append(_one_batch(backbone, book, path, role, guidance_scale, condition, noise, shape))
-    return torch.cat(done)
+    # samples of one batch share a speaker: group by who answers on the grid's first level
+    groups: dict[Role, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(speaker(path.levels[0], prompt), []).append(index)
+    done: dict[int, Tensor] = {}
+    for members in groups.values():
+        for start in range(0, len(members), BATCH):
+            part = members[start : start + BATCH]
+            batch = _one_batch(
+                setting,
+                path,
+                speaker,
+                guidance_scale,
+                [prompts[i] for i in part],
+                [seeds[i] for i in part],
+            )
+            done |= dict(zip(part, batch, strict=True))
+    return torch.stack([done[i] for i in range(len(prompts))])
 
 
 def _one_batch(
-    backbone: Backbone,
-    book: PromptBook,
+    setting: Setting,
     path: StudentPath,
-    role: Role,
+    speaker: Speaker,
     guidance_scale: float,
-    condition: Condition,
-    noise: NoiseBatch,
-    shape: tuple[int, int, int],
+    prompts: list[int],
+    seeds: list[int],
 ) -> Tensor:
+    backbone = setting.backbone
+    condition = setting.book.take(torch.tensor(prompts))
+    null_condition = setting.book.null_condition
+    noise = NoiseBatch(seeds)
+
     def draw(_: float = 1.0) -> Tensor:
-        return torch.from_numpy(noise.draw(shape)).to(backbone.device)
+        return torch.from_numpy(noise.draw(setting.shapes[0])).to(backbone.device)
 
     def denoise(sample: Tensor, level: Level) -> Tensor:
-        levels = backbone.level_batch(level, len(sample))
         return backbone.guided_x0(
-            role, sample, levels, condition, book.null_condition, guidance_scale
+            speaker(level, prompts[0]),
+            sample,
+            backbone.level_batch(level, len(sample)),
+            condition,
+            null_condition,
+            guidance_scale,
         )
 
     steps = plain_steps(path.levels, path.schedule, path.stochasticity)

@@ -10,7 +10,7 @@ Loss = Callable[[], tuple[Tensor, dict[str, float]]]
 
 
 class Learner:
-    """AdamW over one role's adapter.
+    """AdamW over some parameters.
 
     Args:
         parameters: What is trained, in a fixed order.
@@ -18,6 +18,7 @@ class Learner:
         betas: AdamW's.
         grad_clip: Largest gradient norm.
         scale_loss: Loss scaling, for an fp16 base.
+        reduce: Averages gradients over processes, in place; nothing to do in one process.
     """
 
     def __init__(
@@ -28,37 +29,49 @@ class Learner:
         betas: tuple[float, float],
         grad_clip: float,
         scale_loss: bool,
+        reduce: Callable[[Sequence[nn.Parameter]], None] = lambda parameters: None,
     ) -> None:
         self.parameters = list(parameters)
         self.learning_rate = learning_rate
         self.grad_clip = grad_clip
+        self.slow = 1.0
+        self.reduce = reduce
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=learning_rate, betas=betas, weight_decay=0.0
         )
         device = self.parameters[0].device.type
         self.scaler = torch.amp.GradScaler(device, enabled=scale_loss)
 
-    def update(self, parts: Sequence[Loss], rate_factor: float) -> dict[str, float]:
+    def update(
+        self, parts: Sequence[Loss], rate_factor: float, *, skip_nan: bool = False
+    ) -> dict[str, float]:
         """One optimizer step on the mean loss of equal parts.
+
+        Only this learner's parameters get a gradient, whoever else took part in the loss.
 
         Args:
             parts: Each computes one part's loss and metrics; backward runs after each.
             rate_factor: Multiplies the peak learning rate.
+            skip_nan: Leave the parameters alone where the gradient is not finite.
 
         Returns:
-            Metrics averaged over the parts.
+            Metrics averaged over the parts, and `health/grad_norm`.
         """
         total: dict[str, float] = {}
         for part in parts:
             loss, metrics = part()
-            self.scaler.scale(loss / len(parts)).backward()
+            if loss.requires_grad:
+                self.scaler.scale(loss / len(parts)).backward(inputs=self.parameters)
             for name, value in metrics.items():
                 total[name] = total.get(name, 0.0) + value / len(parts)
+        self.reduce(self.parameters)
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * rate_factor
-        self.scaler.step(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+        total["health/grad_norm"] = float(norm)
+        if math.isfinite(total["health/grad_norm"]) or not skip_nan or self.scaler.is_enabled():
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate * rate_factor * self.slow
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return total
@@ -71,6 +84,7 @@ class Learner:
             for index, slot in state.items()
             for name, value in slot.items()
         }
+        found["slow"] = torch.tensor(self.slow, dtype=torch.float64)
         if self.scaler.is_enabled():
             scaler = self.scaler.state_dict()
             found["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]])
@@ -80,6 +94,9 @@ class Learner:
         """Restore what `tensors` gave."""
         slots: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
+            if key == "slow":
+                self.slow = float(value)
+                continue
             if key == "scaler":
                 state = self.scaler.state_dict()
                 state["scale"], state["_growth_tracker"] = float(value[0]), int(value[1])
@@ -91,10 +108,15 @@ class Learner:
         self.optimizer.load_state_dict({**whole, "state": slots})
 
 
-def warm_cosine(step: int, num_steps: int, *, floor: float = 0.1) -> float:
-    """Rate factor: linear warm-up over the first 5 %, then a cosine down to `floor`."""
-    warm = max(1, num_steps // 20)
-    if step < warm:
-        return (step + 1) / warm
-    progress = (step - warm) / max(1, num_steps - warm)
-    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+def warm_cosine(progress: float, *, warm: float = 0.05, floor: float = 0.1) -> float:
+    """Rate factor: linear warm-up over the first part, then a cosine down to `floor`.
+
+    Args:
+        progress: Share of the stage done after this step, above 0 to 1.
+        warm: Share of the warm-up.
+        floor: Factor at the end.
+    """
+    if progress < warm:
+        return progress / warm
+    rest = (progress - warm) / (1.0 - warm)
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))

@@ -28,6 +28,17 @@ class Levels:
     alpha: Tensor
     sigma: Tensor
 
+    def like(self, sample: Tensor) -> "Levels":
+        """The same with alpha and sigma broadcastable to `sample`, (B, C, h, w) or with frames."""
+        if sample.ndim == self.alpha.ndim:
+            return self
+        shape = (-1, *[1] * (sample.ndim - 1))
+        return Levels(self.timestep, self.alpha.reshape(shape), self.sigma.reshape(shape))
+
+    def twice(self) -> "Levels":
+        """The batch, then the batch again: for guidance's two halves."""
+        return Levels(*(torch.cat([part, part]) for part in (self.timestep, self.alpha, self.sigma)))
+
     @staticmethod
     def full(level: Level, batch_size: int, device: torch.device) -> "Levels":
         """The same level for every sample."""
@@ -58,6 +69,20 @@ def levels_at(schedule: NoiseSchedule, position: Tensor) -> Levels:
     else:
         raise ConfigError(f"{type(schedule).__name__} teachers cannot be distilled yet")
     return Levels(timestep.float(), _column(alpha.float()), _column(sigma.float()))
+
+
+def position_of(schedule: NoiseSchedule, level: Level) -> float:
+    """A level's place on its schedule's clock, 0 (clean) to 1 (noise)."""
+    if isinstance(schedule, Vp):
+        return level.timestep / (schedule.num_train_timesteps - 1)
+    return level.sigma
+
+
+def positions_of(schedule: NoiseSchedule, levels: Levels) -> Tensor:
+    """Places of a batch's levels on the clock, shape (B,), float64; inverse of `levels_at`."""
+    if isinstance(schedule, Vp):
+        return levels.timestep.double() / (schedule.num_train_timesteps - 1)
+    return levels.sigma.double().reshape(-1)
 
 
 def output_weight(prediction: Prediction, levels: Levels) -> Tensor:

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.trainer import checkpoint as ckpt
+from fewstep.trainer.adapter import product_file
 from fewstep.trainer.config import TrainConfig
 from fewstep.trainer.meters import peak_memory
+from fewstep.trainer.parallel import Processes
 from fewstep.trainer.roles import Role
-from fewstep.trainer.run import Run
+from fewstep.trainer.run import Metrics, Run
+from fewstep.trainer.run_state import restore_run, save_run
 from fewstep.trainer.setup import build_run
-from fewstep.trainer.stages import DmdStage, Metrics, TrajectoryStage
 
 logger = logging.getLogger(__name__)
-Report = Callable[[int, Metrics], None]
+Report = Callable[[Run, Metrics], None]
 GRID_COLUMNS = 10
 GRID_IMAGES = 50
 GRID_SEED = 900_000_000
@@ -41,36 +43,41 @@ class TrainResult:
     was_interrupted: bool
 
 
-def train(config: TrainConfig, report: Report = lambda step, metrics: None) -> TrainResult:
+def train(
+    config: TrainConfig,
+    report: Report = lambda run, metrics: None,
+    processes: Processes = Processes(),  # noqa: B008 frozen
+) -> TrainResult:
     """Run, or continue, a distillation.
 
     Args:
         config: Everything about the run; `config.out` is where it lives.
         report: Called after every optimizer step with the step's metrics.
+        processes: This process among its peers.
 
     Raises:
         ConfigError: A setting does not fit the model.
         CheckpointError: `config.out` holds a run with other settings.
     """
-    run = build_run(config)
+    run = build_run(config, processes)
     found = ckpt.latest(run.folder.checkpoints)
     if found is not None:
-        run.restore(found)
-        logger.info("continuing %s at step %d of %d", config.out, run.step, config.num_steps)
+        restore_run(run, found)
+        logger.info("continuing %s at step %d", config.out, run.step)
     with _stop_on_interrupt() as stop:
-        while run.step < config.num_steps and not stop.is_set():
+        while not run.is_done and not stop.is_set():
             started = time.perf_counter()
             metrics = advance(run)
             metrics["time/step_s"] = time.perf_counter() - started
             metrics |= peak_memory(run.backbone.device)
             _look_after(run, metrics)
-            report(run.step, metrics)
-    was_interrupted = run.step < config.num_steps
+            report(run, metrics)
+    was_interrupted = not run.is_done
     if was_interrupted:
-        run.save()
+        save_run(run)
     elif run.evaluator is None or config.evaluation.every == 0:
         run.export({})
-    adapter = config.out / "adapter" / f"{config.out.name}.safetensors"
+    adapter = product_file(config)
     return TrainResult(
         adapter if adapter.exists() else None, run.step, run.best_scores, was_interrupted
     )
@@ -78,30 +85,43 @@ def train(config: TrainConfig, report: Report = lambda step, metrics: None) -> T
 
 def advance(run: Run) -> Metrics:
     """One optimizer step of the student, with the critic steps that belong to it."""
-    config = run.config
-    if run.step == config.warm_start.num_steps:
-        _enter_dmd(run)
-    stage = run.stage()
-    metrics: Metrics = {}
-    if isinstance(stage, DmdStage):
-        is_first = run.step == config.warm_start.num_steps
-        updates = config.dmd.critic_warmup if is_first else config.dmd.critic_updates
-        for _ in range(updates):
-            metrics |= run.update_critic(stage)
-    else:
-        assert isinstance(stage, TrajectoryStage)
-    metrics |= run.update_student(stage)
-    if isinstance(stage, DmdStage) and config.dmd.ida < 1.0:
-        run.bank.blend(Role.CRITIC, Role.STUDENT, config.dmd.ida)
+    stage, is_first = run.stage, run.stage_step == 0
+    before = run.progress
+    if is_first:
+        _act(run, 0.0, 0.0, is_first=True)
+    metrics: Metrics = {"stage": float(run.stage_index)}
+    if stage.critic is not None:
+        updates = stage.critic.updates + (stage.critic.warmup if is_first else 0)
+        for update in range(updates):
+            metrics |= run.update_critic(update + 1)
+    if stage.trains_student:
+        metrics |= run.update_student()
+    if stage.critic is not None and stage.critic.keep < 1.0:
+        run.setting.cast.blend(stage.critic.role, run.student_roles()[0], stage.critic.keep)
     run.step += 1
+    run.stage_step += 1
+    metrics["evaluations"] = float(run.evaluations)
+    _act(run, before, run.progress, is_first=False)
+    if run.progress >= 1.0:
+        _next_stage(run)
     return metrics
 
 
-def _enter_dmd(run: Run) -> None:
-    """The second stage starts from the first one's average, with fresh optimizers."""
-    if run.config.warm_start.num_steps:
-        run.bank.load(Role.STUDENT, run.bank.tensors(Role.AVERAGE))
-    run.start_stage()
+def _act(run: Run, before: float, now: float, *, is_first: bool) -> None:
+    for action in run.stage.due(before, now, is_first=is_first):
+        action.act(run.setting.cast)
+
+
+def _next_stage(run: Run) -> None:
+    """The next stage starts from this one's average, with fresh optimizers."""
+    cast = run.setting.cast
+    if run.stage.trains_student:
+        for role in run.student_roles():
+            cast.copy(role, Role(role.name.replace(Role.STUDENT.name, Role.AVERAGE.name)))
+    run.stage_index += 1
+    run.stage_step = 0
+    run.stage_start = run.evaluations
+    run.make_learners()
 
 
 def _look_after(run: Run, metrics: Metrics) -> None:
@@ -110,11 +130,12 @@ def _look_after(run: Run, metrics: Metrics) -> None:
     The checkpoint comes last: whatever it says was done has been done.
     """
     config, step = run.config, run.step
-    is_last = step == config.num_steps
 
     def is_due(every: int) -> bool:
-        return every > 0 and (step % every == 0 or is_last)
+        return every > 0 and (step % every == 0 or run.is_done)
 
+    if not run.processes.is_main:
+        return
     if is_due(config.evaluation.every):
         metrics |= run.meters()
         metrics |= run.evaluate()
@@ -124,7 +145,7 @@ def _look_after(run: Run, metrics: Metrics) -> None:
         run.folder.save_grid(step, images.numpy(), GRID_COLUMNS)
     run.folder.log(step, metrics)
     if is_due(config.checkpoint_every):
-        run.save()
+        save_run(run)
 
 
 @contextmanager

@@ -10,55 +10,41 @@ from fewstep.errors import ShapeError
 
 
 @dataclass(frozen=True, slots=True)
-class DmdGradient:
-    """Direction and health of one distribution-matching comparison.
+class MatchHealth:
+    """Health of one distribution-matching comparison.
 
     Attributes:
-        gradient: Shape (B, ...), float32, detached.
         cosine: Mean cosine of (critic_x0 - x0) and (teacher_x0 - x0): near 1 the critic knows
             the student as well as the teacher knows the data.
         relative_gap: Mean |critic_x0 - teacher_x0| / |teacher_x0 - x0|: what is left to match.
     """
 
-    gradient: Tensor
     cosine: float
     relative_gap: float
 
 
 @torch.no_grad()
-def dmd_gradient(x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor, floor: float) -> DmdGradient:
-    """Direction that moves student images toward the teacher's distribution.
-
-        gradient = (critic_x0 - teacher_x0) / max(mean|x0 - teacher_x0|, floor)
-
-    Follow it downhill: it is zero when critic and teacher agree. All three are predictions at the
-    same renoised sample.
+def match_health(x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor) -> MatchHealth:
+    """How far apart teacher and critic are, seen from the student's output.
 
     Args:
         x0: Student output, shape (B, ...), any dtype.
         teacher_x0: Teacher's x0 with guidance applied, shape (B, ...).
-        critic_x0: Critic's x0 without guidance, shape (B, ...).
-        floor: Lower bound of the denominator, in x0 units; keeps it finite at convergence.
+        critic_x0: Critic's x0, shape (B, ...).
 
     Raises:
         ShapeError: The three shapes differ.
-
-    Source:
-        Yin et al. 2023, arXiv:2311.18828 (gradient and weight); the floor as in CDM.
     """
     if not x0.shape == teacher_x0.shape == critic_x0.shape:
         raise ShapeError(
             f"x0 {tuple(x0.shape)}, teacher {tuple(teacher_x0.shape)} and critic "
             f"{tuple(critic_x0.shape)} must have one shape"
         )
-    x0, teacher_x0, critic_x0 = x0.float(), teacher_x0.float(), critic_x0.float()
-    over = tuple(range(1, x0.ndim))
-    to_teacher, to_critic = teacher_x0 - x0, critic_x0 - x0
-    scale = to_teacher.abs().mean(dim=over, keepdim=True).clamp(min=floor)
-    gap = critic_x0 - teacher_x0
+    to_teacher, to_critic = teacher_x0.float() - x0.float(), critic_x0.float() - x0.float()
     cosine = functional.cosine_similarity(to_teacher.flatten(1), to_critic.flatten(1))
-    relative = gap.flatten(1).norm(dim=1) / to_teacher.flatten(1).norm(dim=1).clamp(min=1e-12)
-    return DmdGradient(gap / scale, cosine.mean().item(), relative.mean().item())
+    gap = (to_critic - to_teacher).flatten(1).norm(dim=1)
+    relative = gap / to_teacher.flatten(1).norm(dim=1).clamp(min=1e-12)
+    return MatchHealth(cosine.mean().item(), relative.mean().item())
 
 
 def surrogate_loss(x0: Tensor, gradient: Tensor) -> Tensor:

@@ -6,18 +6,18 @@ from typing import Self
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
+    TaskProgressColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
-from fewstep.trainer.stages import Metrics
+from fewstep.trainer.run import Metrics, Run
 
 SHOWN = {
     "loss/trajectory": "trajectory",
-    "loss/dmd": "dmd",
+    "loss/dm": "dm",
     "loss/critic": "critic",
     "health/dm_cos": "dm_cos",
     "health/dm_rel_gap": "dm_rel_gap",
@@ -29,32 +29,34 @@ class TrainProgress:
     """Shows each step's metrics beside a bar with the time left.
 
     Args:
-        total: Optimizer steps of the run.
         console: Where to draw.
         is_quiet: Draw nothing.
     """
 
-    def __init__(self, total: int, console: Console, *, is_quiet: bool) -> None:
+    def __init__(self, console: Console, *, is_quiet: bool) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[metrics]}"),
             console=console,
             disable=is_quiet,
         )
-        self._task = self._progress.add_task("distilling", total=total, metrics="")
+        self._task = self._progress.add_task("distilling", total=1.0, metrics="")
         self._last: Metrics = {}
 
-    def report(self, step: int, metrics: Metrics) -> None:
+    def report(self, run: Run, metrics: Metrics) -> None:
         """Show one step."""
         self._last |= metrics
-        stage = "distribution matching" if "loss/dmd" in metrics else "warm start"
+        stage = run.stages[int(metrics["stage"])].name
         shown = [f"{label} {self._last[k]:.3g}" for k, label in SHOWN.items() if k in self._last]
         self._progress.update(
-            self._task, completed=step, description=stage, metrics="  ".join(shown)
+            self._task,
+            completed=run.total_progress,
+            description=f"{stage}, step {run.step}",
+            metrics="  ".join(shown),
         )
 
     def __enter__(self) -> Self:

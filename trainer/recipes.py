@@ -1,20 +1,20 @@
 """Named, complete configurations with what they were measured to reach.
 
-`python -m fewstep.trainer NAME` runs one; every field can be overridden on the command line.
+`python -m fewstep.trainer NAME` runs one; every field can be overridden on the command line. Every
+method is one, on the digits teacher; the presets for full-size models are in `presets.py`.
 """
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.trainer.config import (
-    DmdConfig,
-    EvaluationConfig,
-    GridConfig,
-    LoraConfig,
-    TrainConfig,
-    WarmStartConfig,
-)
+from fewstep.trainer.config import EvaluationConfig, GridConfig, LoraConfig, TrainConfig
+from fewstep.trainer.methods.method import Method
+from fewstep.trainer.methods.methods import METHODS
+from fewstep.trainer.methods.sfd import TrajectoryConfig
+from fewstep.trainer.methods.shared import MatchConfig
+from fewstep.trainer.methods.warm_dmd2 import WarmDmd2
+from fewstep.trainer.presets import PRESETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,99 +36,92 @@ class NamedRecipe:
     config: TrainConfig
 
 
-SFD_DMD2 = "SFD 2409.19681, then DMD2 2405.14867"
-NOT_RUN = "not run at full size (needs a GPU)"
+MEASURED = "docs/methods.md"
 
-# The student sees four timesteps only, so what depends on time may change too.
-TIMED_TARGETS = (
-    *LoraConfig().targets,
-    r"norm1(_context)?\.linear$",
-    r"timestep_embedder",
-    r"^proj_out$",
-)
-UNET_TARGETS = (*LoraConfig().targets, r"time_emb_proj$", r"resnets\.\d+\.conv[12]$")
-DIGITS = TrainConfig(
-    max_sequence_length=1,
-    grid=GridConfig(shift=3.0),
-    lora=LoraConfig(targets=TIMED_TARGETS),
-    warm_start=WarmStartConfig(num_steps=500, learning_rate=2e-3, teacher_substeps=12),
-    dmd=DmdConfig(num_steps=200, learning_rate=5e-5, exit="last", tau_shift=3.0),
-)
-DIGITS_QUICK = dataclasses.replace(
-    DIGITS,
-    warm_start=dataclasses.replace(DIGITS.warm_start, num_steps=100),
-    dmd=dataclasses.replace(DIGITS.dmd, num_steps=40),
-    evaluation=EvaluationConfig(every=100, num_images=500),
-)
+# The student sees few timesteps only, so what depends on time may change too.
+DIGITS_TARGETS = {
+    "digits-sd3": (
+        r"attn\d?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$",
+        r"\.(ff|ff_context)\.net\.",
+        r"norm1(_context)?\.linear$",
+        r"timestep_embedder",
+        r"^proj_out$",
+    ),
+    "digits-sd15": (),
+}
 
 
-def digits_sd15(config: TrainConfig) -> TrainConfig:
-    """The same run on the epsilon teacher: its own scale, its UNet's layers, no flow shift."""
-    return dataclasses.replace(
-        config,
-        model="digits-sd15",
-        max_sequence_length=0,
-        guidance_scale=2.0,
-        grid=GridConfig(),
-        lora=LoraConfig(targets=UNET_TARGETS),
+def on_digits(method: Method, *, num_steps: int | None = None, model: str = "digits-sd3") -> TrainConfig:
+    """A method on a shipped teacher: its scale, its shift, its layers.
+
+    Args:
+        method: What is trained.
+        num_steps: Of the student; None takes the method's usual count.
+        model: digits-sd3 or digits-sd15.
+    """
+    steps = method.facts.num_steps if num_steps is None else num_steps
+    is_flow = model == "digits-sd3"
+    return TrainConfig(
+        model=model,
+        out=Path(f"runs/{method.facts.name}"),
+        method=method,  # pyright: ignore[reportArgumentType]
+        max_sequence_length=1 if is_flow else 0,
+        guidance_scale=1.2 if is_flow else 2.0,
+        grid=method.grid(GridConfig(num_steps=steps, shift=3.0 if is_flow else 1.0)),
+        lora=method.parameters(LoraConfig(targets=DIGITS_TARGETS[model])),
     )
 
 
-IMAGE = TrainConfig(
-    model="stable-diffusion-v1-5/stable-diffusion-v1-5",
-    out=Path("runs/image-4step"),
-    guidance_scale=4.5,
-    precision="bf16",
-    gradient_checkpointing=True,
-    ema_decay=0.995,
-    grid=GridConfig(shift=3.0),
-    lora=LoraConfig(rank=64, alpha=64.0, critic_rank=64),
-    warm_start=WarmStartConfig(num_steps=500, learning_rate=1e-4, teacher_substeps=6),
-    dmd=DmdConfig(
-        num_steps=3000,
-        learning_rate=5e-5,
-        critic_learning_rate=5e-5,
-        critic_updates=5,
-        critic_warmup=200,
-        ida=0.99,
-    ),
-    evaluation=EvaluationConfig(every=0),
+DEFAULT_METHOD = WarmDmd2(
+    warm_start=TrajectoryConfig(num_steps=500, learning_rate=2e-3, teacher_substeps=12),
+    match=MatchConfig(num_steps=200, learning_rate=5e-5, exit="last", tau_shift=3.0),
 )
 
+
+def digits_default(model: str) -> TrainConfig:
+    """The recommended run on a shipped teacher."""
+    config = on_digits(DEFAULT_METHOD, num_steps=4, model=model)
+    return dataclasses.replace(config, out=Path("runs/digits-4step"))
+
+
+def quick(config: TrainConfig) -> TrainConfig:
+    """The same, shorter and rougher."""
+    method = dataclasses.replace(
+        DEFAULT_METHOD,
+        warm_start=dataclasses.replace(DEFAULT_METHOD.warm_start, num_steps=100),
+        match=dataclasses.replace(DEFAULT_METHOD.match, num_steps=40),
+    )
+    return dataclasses.replace(
+        config, method=method, evaluation=EvaluationConfig(every=100, num_images=500)
+    )
+
+
+def _digits(summary: str, config: TrainConfig) -> NamedRecipe:
+    facts = config.method.facts
+    return NamedRecipe(summary, facts.paper, facts.needs, MEASURED, config)
+
+
+def _method(method: Method) -> NamedRecipe:
+    facts = method.facts
+    return NamedRecipe(facts.summary, facts.paper, facts.needs, MEASURED, on_digits(method))
+
+
 RECIPES: dict[str, NamedRecipe] = {
-    "digits-4step": NamedRecipe(
-        summary="the shipped digits flow teacher in 4 steps",
-        paper=SFD_DMD2,
-        needs="nothing (prompts are shipped)",
-        result="docs/digits.md",
-        config=DIGITS,
+    "digits-4step": _digits("the shipped flow teacher in 4 steps", digits_default("digits-sd3")),
+    "digits-4step-quick": _digits(
+        "the same, shorter and rougher", quick(digits_default("digits-sd3"))
     ),
-    "digits-4step-quick": NamedRecipe(
-        summary="the same, shorter and rougher",
-        paper=SFD_DMD2,
-        needs="nothing (prompts are shipped)",
-        result="docs/digits.md",
-        config=DIGITS_QUICK,
+    "digits-sd15-4step": _digits(
+        "the shipped epsilon teacher (UNet) in 4 steps", digits_default("digits-sd15")
     ),
-    "digits-sd15-4step": NamedRecipe(
-        summary="the shipped digits epsilon teacher (UNet) in 4 steps",
-        paper=SFD_DMD2,
-        needs="nothing (prompts are shipped)",
-        result="docs/digits.md",
-        config=digits_sd15(DIGITS),
+    "digits-sd15-4step-quick": _digits(
+        "the same, shorter and rougher", quick(digits_default("digits-sd15"))
     ),
-    "digits-sd15-4step-quick": NamedRecipe(
-        summary="the same, shorter and rougher",
-        paper=SFD_DMD2,
-        needs="nothing (prompts are shipped)",
-        result="docs/digits.md",
-        config=digits_sd15(DIGITS_QUICK),
-    ),
-    "image-4step": NamedRecipe(
-        summary="any StableDiffusion or StableDiffusion3 pipeline in 4 steps",
-        paper=SFD_DMD2,
-        needs="--model and --prompts",
-        result=NOT_RUN,
-        config=IMAGE,
-    ),
+    **{
+        preset.name: NamedRecipe(
+            preset.summary, preset.source, preset.needs, preset.result, preset.config
+        )
+        for preset in PRESETS
+    },
+    **{name: _method(kind()) for name, kind in METHODS.items()},
 }

@@ -1,6 +1,6 @@
-"""Which adapter a forward pass uses: teacher, student, critic and average on one frozen base.
+"""Which adapter a forward pass uses: teacher, student, critic and others on one frozen base.
 
-The role is a context variable read inside every LoRA layer. Nothing toggles requires_grad and no
+The role is a context variable read inside every adapted layer. Nothing toggles requires_grad and no
 adapter is ever "set", so a backward pass cannot meet another role than its forward did; blocks
 recomputed by gradient checkpointing restore the role they ran forward with (`role_checkpoint`).
 """
@@ -8,23 +8,43 @@ recomputed by gradient checkpointing restore the role they ran forward with (`ro
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from enum import Enum
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-class Role(Enum):
-    """Who a network call speaks for."""
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Who a network call speaks for.
 
-    TEACHER = "teacher"
-    """The frozen base alone."""
-    STUDENT = "student"
-    CRITIC = "critic"
-    AVERAGE = "average"
-    """Moving average of the student; evaluated and exported, never trained."""
+    Attributes:
+        name: Of the adapter or network; a name nobody has is the frozen base alone.
+        scale: Multiplies the adapter's effect (DMDR blends the critic into its target).
+    """
 
+    name: str
+    scale: float = 1.0
+
+    TEACHER: ClassVar["Role"]
+    STUDENT: ClassVar["Role"]
+    CRITIC: ClassVar["Role"]
+    AVERAGE: ClassVar["Role"]
+
+    def expert(self, index: int) -> "Role":
+        """The role's adapter for one phase or group of conditions."""
+        return Role(f"{self.name}-{index}", self.scale)
+
+    def scaled(self, scale: float) -> "Role":
+        """The same adapter at another strength."""
+        return Role(self.name, scale)
+
+
+Role.TEACHER = Role("teacher")
+Role.STUDENT = Role("student")
+Role.CRITIC = Role("critic")
+Role.AVERAGE = Role("average")
 
 _CURRENT: ContextVar[Role] = ContextVar("fewstep_role", default=Role.TEACHER)
 

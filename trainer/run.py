@@ -1,24 +1,27 @@
 """One run's moving parts, and what happens to them at each step; the order is in loop.py."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewstep.trainer import checkpoint as ckpt
-from fewstep.trainer.adapter import write_adapter
-from fewstep.trainer.backbone import Backbone
+from fewstep.trainer.adapter import write_product
+from fewstep.trainer.backbones.backbone import Backbone
 from fewstep.trainer.config import TrainConfig
+from fewstep.trainer.context import Setting, StepContext
+from fewstep.trainer.draws import Draws
 from fewstep.trainer.evaluation import EVALUATION_SEED, Evaluator
-from fewstep.trainer.generate import generate
+from fewstep.trainer.generate import generate, student_speaker
 from fewstep.trainer.learner import Learner, warm_cosine
-from fewstep.trainer.lora import LoraBank
 from fewstep.trainer.meters import ChannelStatistics, channel_drift
+from fewstep.trainer.methods.method import Frame
+from fewstep.trainer.parallel import Processes
 from fewstep.trainer.roles import Role
-from fewstep.trainer.rollout import Draws, TauLaw, draw
 from fewstep.trainer.run_folder import RunFolder
-from fewstep.trainer.stages import DmdStage, Metrics, Setting, Stage, TrajectoryStage
+from fewstep.trainer.stages import Stage
 
+Metrics = dict[str, float]
 NUM_METER_IMAGES = 100
 
 
@@ -29,35 +32,41 @@ class Run:
     Attributes:
         config: Its settings.
         folder: Where it writes.
-        setting: Base, prompts, grid.
-        bank: The adapters.
-        generator: Source of all randomness, on the CPU.
-        shape: Latent shape (C, h, w).
+        setting: Base, cast, prompts, data.
+        frame: What the method was built on.
+        stages: The method's.
         evaluator: Scores, or None where the teacher has no evaluation.
         teacher_statistics: What drift is measured against.
-        step: Optimizer steps of the student done.
+        processes: This one among its peers.
+        step: Updates of the student (or of the critic alone, in a recording stage) done.
+        stage_index: Stage of the next step; `len(stages)` when all are done.
+        stage_step: Steps done in it.
+        stage_start: Evaluations spent when it began.
         best: Best score so far; infinity before the first.
         best_scores: The scores of that evaluation.
-        student: Optimizer of the current stage.
-        critic: Optimizer of the critic, in the second stage.
+        student: Optimizer of the current stage's student.
+        critic: Optimizer of its critic.
     """
 
     config: TrainConfig
     folder: RunFolder
     setting: Setting
-    bank: LoraBank
-    generator: torch.Generator
-    shape: tuple[int, int, int]
+    frame: Frame
+    stages: tuple[Stage, ...]
     evaluator: Evaluator | None
     teacher_statistics: ChannelStatistics
+    processes: Processes
     step: int = 0
+    stage_index: int = 0
+    stage_step: int = 0
+    stage_start: int = 0
     best: float = float("inf")
     best_scores: dict[str, float] = field(default_factory=dict)
-    student: Learner = field(init=False)
+    student: Learner | None = field(init=False, default=None)
     critic: Learner | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.start_stage()
+        self.make_learners()
 
     @property
     def backbone(self) -> Backbone:
@@ -65,86 +74,165 @@ class Run:
         return self.setting.backbone
 
     @property
-    def in_warm_start(self) -> bool:
-        """Whether the next step belongs to the first stage."""
-        return self.step < self.config.warm_start.num_steps
-
-    def start_stage(self) -> None:
-        """Fresh optimizers for the stage the next step belongs to."""
-        config = self.config
-        half = config.precision == "fp16"
-        if self.in_warm_start:
-            rate, betas = config.warm_start.learning_rate, (0.9, 0.999)
-            self.critic = None
-        else:
-            rate, betas = config.dmd.learning_rate, (config.dmd.beta1, 0.999)
-            self.critic = Learner(
-                self.bank.parameters(Role.CRITIC),
-                learning_rate=config.dmd.critic_learning_rate,
-                betas=betas,
-                grad_clip=config.grad_clip,
-                scale_loss=half,
-            )
-        self.student = Learner(
-            self.bank.parameters(Role.STUDENT),
-            learning_rate=rate,
-            betas=betas,
-            grad_clip=config.grad_clip,
-            scale_loss=half,
-        )
-
     def stage(self) -> Stage:
-        """The losses of the next step."""
-        if self.in_warm_start:
-            return TrajectoryStage(self.setting, self.config.warm_start.teacher_substeps)
-        return DmdStage(self.setting, self.config.dmd.normaliser_floor)
+        """The stage of the next step."""
+        return self.stages[self.stage_index]
 
-    def draw(self) -> list[Draws]:
-        """The randomness of one update, cut into `accumulation` parts."""
-        config = self.config
-        draws = draw(
-            self.setting.book,
-            self.setting.path,
-            self.shape,
-            config.batch_size,
-            tau=TauLaw(config.dmd.tau_min, config.dmd.tau_max, config.dmd.tau_shift),
-            is_last_exit=config.dmd.exit == "last" and not self.in_warm_start,
-            generator=self.generator,
-            device=self.backbone.device,
+    @property
+    def is_done(self) -> bool:
+        """Whether all stages are."""
+        return self.stage_index >= len(self.stages)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of the run so far, all processes; meters and scores do not count."""
+        return self.processes.size * sum(self.backbone.evaluations.values())
+
+    @property
+    def progress(self) -> float:
+        """Share of the current stage that is done, 0 to 1."""
+        if not self.config.budget:
+            return self.stage_step / self.stage.num_steps
+        return min(1.0, (self.evaluations - self.stage_start) / self.stage_budget)
+
+    @property
+    def stage_budget(self) -> float:
+        """Evaluations of the current stage, where the run has a budget."""
+        return self.config.budget * self.stage.share / sum(s.share for s in self.stages)
+
+    @property
+    def total_progress(self) -> float:
+        """Share of the run that is done, 0 to 1."""
+        if self.is_done:
+            return 1.0
+        if self.config.budget:
+            return min(1.0, self.evaluations / self.config.budget)
+        total = sum(stage.num_steps for stage in self.stages)
+        done = sum(stage.num_steps for stage in self.stages[: self.stage_index])
+        return (done + self.stage_step) / total
+
+    def student_roles(self) -> tuple[Role, ...]:
+        """Who is trained in the current stage."""
+        roles = self.setting.route.roles(Role.STUDENT)
+        return roles if self.stage.expert is None else (roles[self.stage.expert],)
+
+    def critic_roles(self) -> tuple[Role, ...]:
+        """The critics of the current stage: one, or one per group of conditions."""
+        critic = self.stage.critic
+        assert critic is not None
+        if not self.stage.rotates_experts:
+            return (critic.role,)
+        return self.setting.route.roles(critic.role)
+
+    def make_learners(self) -> None:
+        """Fresh optimizers for the stage the next step belongs to."""
+        if self.is_done:
+            self.student = self.critic = None
+            return
+        stage, cast = self.stage, self.setting.cast
+        trained = [p for role in self.student_roles() for p in cast.parameters(role)]
+        trained += [p for name in stage.modules for p in cast.modules[name].parameters()]
+        self.student = self._learner(trained, stage.learning_rate, stage)
+        self.critic = None
+        if stage.critic is not None:
+            follows = [p for role in self.critic_roles() for p in cast.parameters(role)]
+            heads = [cast.modules[name] for name in stage.critic.modules]
+            follows += [p for head in heads for p in head.parameters()]
+            self.critic = self._learner(follows, stage.critic.learning_rate, stage)
+
+    def _learner(self, parameters: list[nn.Parameter], rate: float, stage: Stage) -> Learner:
+        return Learner(
+            parameters,
+            learning_rate=rate,
+            betas=stage.betas,
+            grad_clip=self.config.grad_clip,
+            scale_loss=self.config.precision == "fp16",
+            reduce=self.processes.average_gradients,
         )
-        return draws.split(config.accumulation)
 
-    def update_student(self, stage: Stage) -> Metrics:
+    def contexts(self, update: int, *, with_grad: bool) -> list[StepContext]:
+        """The parts of one update: this process's samples, cut into `accumulation` parts."""
+        whole = range(self.config.batch_size)
+        draws = Draws(self.config.seed, self.step, update, whole, self.backbone.device)
+        mine = draws.split(self.processes.size)[self.processes.rank]
+        return [
+            StepContext(
+                self.setting,
+                part,
+                progress=self.progress,
+                expert=self.expert_of_update(draws),
+                with_grad=with_grad,
+                uses_data=self.stage.uses_data,
+            )
+            for part in mine.split(self.config.accumulation)
+        ]
+
+    def expert_of_update(self, draws: Draws) -> int | None:
+        """Which expert an update trains: the stage's, or one drawn for a condition route."""
+        if not self.stage.rotates_experts:
+            return self.stage.expert
+        return draws.shared_integer("expert", 0, len(self.setting.route.experts()))
+
+    def update_student(self) -> Metrics:
         """One optimizer step of the student, and of its average."""
-        parts = [lambda part=part: stage.student_loss(part) for part in self.draw()]
-        config = self.config
-        if self.in_warm_start:
-            factor = warm_cosine(self.step, config.warm_start.num_steps)
-        else:
-            factor = warm_cosine(self.step - config.warm_start.num_steps, config.dmd.num_steps)
-        metrics = self.student.update(parts, factor)
-        keep = min(config.ema_decay, (1 + self.step) / (10 + self.step))
-        self.bank.blend(Role.AVERAGE, Role.STUDENT, keep)
+        stage, progress = self.stage, self.progress
+        assert self.student is not None
+
+        def loss(context: StepContext) -> tuple[Tensor, Metrics]:
+            total, metrics = torch.zeros((), device=self.backbone.device), Metrics()
+            for part in stage.terms:
+                weight = part.weight_at(progress)
+                if weight == 0.0:
+                    continue
+                value, more = part.term.loss(context)
+                total = total + weight * value
+                metrics |= more
+            return total, metrics
+
+        parts = [lambda c=c: loss(c) for c in self.contexts(0, with_grad=True)]
+        after = min(1.0, progress + 1.0 / max(stage.num_steps, 1))
+        metrics = self.student.update(
+            parts, warm_cosine(after), skip_nan=self.config.guard.nan == "skip"
+        )
+        keep = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        for role in self.student_roles():
+            average = Role(role.name.replace(Role.STUDENT.name, Role.AVERAGE.name))
+            self.setting.cast.blend(average, role, keep)
         return metrics
 
-    def update_critic(self, stage: DmdStage) -> Metrics:
-        """One optimizer step of the critic."""
-        assert self.critic is not None
-        parts = [lambda part=part: stage.critic_loss(part) for part in self.draw()]
-        return self.critic.update(parts, 1.0)
+    def update_critic(self, update: int) -> Metrics:
+        """One optimizer step of the critic; `update` is 1, 2, ... within the student's step."""
+        critic = self.stage.critic
+        assert critic is not None and self.critic is not None
 
-    def sample(self, prompts: list[int], first_seed: int) -> Tensor:
-        """Latents of the averaged student on fixed seeds."""
-        return generate(
-            self.backbone,
-            self.setting.book,
-            self.setting.path,
-            role=Role.AVERAGE,
+        def loss(context: StepContext) -> tuple[Tensor, Metrics]:
+            role = critic.role
+            if self.stage.rotates_experts:
+                assert context.expert is not None
+                role = role.expert(context.expert)
+            return critic.loss(context, role)
+
+        parts = [lambda c=c: loss(c) for c in self.contexts(update, with_grad=False)]
+        metrics = self.critic.update(parts, 1.0, skip_nan=self.config.guard.nan == "skip")
+        metrics["health/critic_grad_norm"] = metrics.pop("health/grad_norm")
+        return metrics
+
+    def sample(self, prompts: list[int], first_seed: int, num_steps: int | None = None) -> Tensor:
+        """Latents of the averaged student on fixed seeds; the budget does not see them."""
+        counted = Counter(self.backbone.evaluations)
+        path = self.frame.path
+        if num_steps is not None:
+            path = next(p for p in self.frame.paths if p.num_steps == num_steps)
+        latents = generate(
+            self.setting,
+            path,
+            speaker=student_speaker(self.setting.route, Role.AVERAGE),
             guidance_scale=1.0,
             prompts=prompts,
             seeds=range(first_seed, first_seed + len(prompts)),
-            shape=self.shape,
         )
+        self.backbone.evaluations = counted
+        return latents
 
     def meters(self) -> Metrics:
         """Latent drift of the averaged student against the teacher."""
@@ -165,38 +253,6 @@ class Run:
         return scores
 
     def export(self, scores: dict[str, float]) -> None:
-        """Write the averaged adapter as the run's product."""
-        file = self.folder.root / "adapter" / f"{self.config.out.name}.safetensors"
-        path = self.setting.path
-        write_adapter(file, self.config, self.backbone, self.bank, path, scores, self.step)
-
-    def save(self) -> None:
-        """Write a checkpoint of everything the next step depends on."""
-        tensors = {"generator": self.generator.get_state()}
-        for role in (Role.STUDENT, Role.CRITIC, Role.AVERAGE):
-            tensors |= ckpt.under(role.value, self.bank.tensors(role))
-        tensors |= ckpt.under("student_optimizer", self.student.tensors())
-        if self.critic is not None:
-            tensors |= ckpt.under("critic_optimizer", self.critic.tensors())
-        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
-        state = {
-            "config": self.config.digest(),
-            "best": self.best if self.best_scores else None,
-            "best_scores": self.best_scores,
-        }
-        ckpt.save(self.folder.checkpoints, ckpt.Checkpoint(self.step, tensors, state))
-
-    def restore(self, checkpoint: ckpt.Checkpoint) -> None:
-        """Continue where a checkpoint was written."""
-        tensors, state = checkpoint.tensors, checkpoint.state
-        self.step = checkpoint.step
-        for role in (Role.STUDENT, Role.CRITIC, Role.AVERAGE):
-            self.bank.load(role, ckpt.take(tensors, role.value))
-        self.start_stage()
-        self.student.load_tensors(ckpt.take(tensors, "student_optimizer"))
-        if self.critic is not None:
-            self.critic.load_tensors(ckpt.take(tensors, "critic_optimizer"))
-        self.generator.set_state(tensors["generator"])
-        self.best_scores = state["best_scores"]
-        self.best = float("inf") if state["best"] is None else state["best"]
-        self.folder.rewind_metrics(self.step)
+        """Write the averaged student as the run's product."""
+        if self.processes.is_main:
+            write_product(self.folder, self.setting, self.frame, scores, self.step)

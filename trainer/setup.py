@@ -1,102 +1,226 @@
-"""From a config to a run: load the base, attach the adapters, encode the prompts."""
+"""From a config to a run: load the base, cast the roles, encode the prompts."""
 
 from pathlib import Path
 
 import torch
 
 from fewstep.errors import ConfigError
-from fewstep.trainer.backbone import Backbone, load_backbone
+from fewstep.trainer.backbones.backbone import Backbone
+from fewstep.trainer.backbones.loading import load_backbone
+from fewstep.trainer.components.grids import StudentPath, even_path, listed_path
 from fewstep.trainer.config import TrainConfig
+from fewstep.trainer.context import Setting
+from fewstep.trainer.data.latent_book import LatentBook, build_latent_book, digits_latents
+from fewstep.trainer.data.prompt_book import PromptBook, build_prompt_book
+from fewstep.trainer.data.prompt_files import PromptList, read_prompts
 from fewstep.trainer.evaluation import EVALUATION_SEED, DigitsEvaluator
-from fewstep.trainer.generate import even_levels, generate
-from fewstep.trainer.lora import LoraBank, attach
+from fewstep.trainer.generate import generate, one_speaker
 from fewstep.trainer.meters import ChannelStatistics
-from fewstep.trainer.prompts import PromptBook, build_prompt_book, read_prompts
+from fewstep.trainer.methods.method import Frame
+from fewstep.trainer.parallel import Processes
+from fewstep.trainer.parameters.cast import Cast
+from fewstep.trainer.parameters.policies import (
+    FullPolicy,
+    LoradPolicy,
+    LoraPolicy,
+    ParameterPolicy,
+    SmallerPolicy,
+)
 from fewstep.trainer.roles import Role, role_checkpoint
-from fewstep.trainer.rollout import StudentPath
 from fewstep.trainer.run import NUM_METER_IMAGES, Run
 from fewstep.trainer.run_folder import RunFolder
-from fewstep.trainer.stages import Setting
+from fewstep.trainer.stages import Stage
+from fewstep.trainer.validator import validate
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TEACHER_STEPS = 20
 """Steps of the teacher samples that drift is measured against."""
 
 
-def build_run(config: TrainConfig) -> Run:
+def build_run(config: TrainConfig, processes: Processes = Processes()) -> Run:  # noqa: B008 frozen
     """Everything a run needs, at step 0.
 
     Raises:
         ConfigError: The model cannot be loaded or a setting does not fit it.
         CheckpointError: The folder holds a run with other settings.
     """
+    if config.batch_size % (processes.size * config.accumulation):
+        raise ConfigError(
+            f"batch-size {config.batch_size} cannot be cut into {config.accumulation} parts on each "
+            f"of {processes.size} processes; choose a multiple of "
+            f"{processes.size * config.accumulation}"
+        )
     folder = RunFolder(config.out)
-    folder.open(config)
-    generator = torch.Generator("cpu").manual_seed(config.seed)
+    if processes.is_main:
+        folder.open(config)
     backbone = load_backbone(
         model_source(config.model),
         precision=PRECISIONS[config.precision],
         device=pick_device(config.device),
         max_sequence_length=config.max_sequence_length,
     )
-    bank = add_roles(config, backbone, generator)
-    prompts, labels = prompts_of(config)
-    book = build_prompt_book(backbone, prompts)
-    grid = config.grid
-    path = StudentPath(
-        even_levels(backbone, grid.num_steps, grid.shift), backbone.schedule, grid.stochasticity
-    )
+    prompts = prompts_of(config)
+    cache = Path(config.data.cache) if config.data.cache else None
+    book = build_prompt_book(backbone, prompts, cache=cache)
+    frame = build_frame(config, backbone, book)
+    stages = frame.config.method.stages(frame)
+    route = config.method.route(frame)
+    latents = latents_of(config, backbone, book, stages)
+    cast = Cast(backbone)
+    setting = Setting(backbone, cast, book, latents, (shape_of(config, backbone),), route)
+    validate(frame, stages, setting)
+    fill_cast(setting, frame, stages)
     is_judged = config.is_digits and config.evaluation.every > 0
-    shape = backbone.latent_shape(config.size_px)
+    labels = [int(group) for group in prompts.groups] if is_judged else []
     return Run(
         config=config,
         folder=folder,
-        setting=Setting(backbone, book, path, config.guidance_scale),
-        bank=bank,
-        generator=generator,
-        shape=shape,
+        setting=setting,
+        frame=frame,
+        stages=stages,
         evaluator=DigitsEvaluator(config.evaluation.num_images, labels) if is_judged else None,
-        teacher_statistics=_teacher_statistics(config, backbone, book, shape),
+        teacher_statistics=teacher_statistics(setting, frame),
+        processes=processes,
     )
 
 
-def add_roles(config: TrainConfig, backbone: Backbone, generator: torch.Generator) -> LoraBank:
-    """Attach student, critic and average to the frozen base."""
-    lora = config.lora
-    bank = attach(backbone.denoiser, lora.targets)
-    bank.add(Role.STUDENT, rank=lora.rank, alpha=lora.alpha, generator=generator)
-    bank.add(Role.AVERAGE, rank=lora.rank, alpha=lora.alpha, generator=generator)
-    bank.load(Role.AVERAGE, bank.tensors(Role.STUDENT))
-    critic_alpha = lora.alpha * lora.critic_rank / lora.rank
-    bank.add(Role.CRITIC, rank=lora.critic_rank, alpha=critic_alpha, generator=generator)
-    for parameter in bank.parameters(Role.AVERAGE):
-        parameter.requires_grad_(False)  # never trained: decided here, before any optimizer
+def build_frame(config: TrainConfig, backbone: Backbone, book: PromptBook) -> Frame:
+    """The grids of a config on a base."""
+    paths = tuple(path_of(config, backbone, count) for count in config.grid.all_steps)
+    main = next(path for path in paths if path.num_steps == config.grid.num_steps)
+    return Frame(config, backbone, book, paths, main)
+
+
+def path_of(config: TrainConfig, backbone: Backbone, num_steps: int) -> StudentPath:
+    """The student's grid of one step count."""
+    grid = config.grid
+    if grid.timesteps and num_steps == grid.num_steps:
+        if len(grid.timesteps) != num_steps:
+            raise ConfigError(
+                f"grid.timesteps has {len(grid.timesteps)} values and grid.num-steps is "
+                f"{num_steps}; make them equal"
+            )
+        return listed_path(backbone.schedule, grid.timesteps, stochasticity=grid.stochasticity)
+    return even_path(
+        backbone.schedule, num_steps, shift=grid.shift, stochasticity=grid.stochasticity
+    )
+
+
+def shape_of(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
+    """Latent shape of the run's pictures."""
+    return backbone.latent_shape(config.size_px, config.size_px)
+
+
+def fill_cast(setting: Setting, frame: Frame, stages: tuple[Stage, ...]) -> None:
+    """Student, critic, average and the method's own roles, seeded by the run's seed."""
+    config, cast = frame.config, setting.cast
+    generator = torch.Generator("cpu").manual_seed(config.seed)
+    student = student_policy(frame)
+    for role in setting.route.roles(Role.STUDENT):
+        average = Role(role.name.replace(Role.STUDENT.name, Role.AVERAGE.name))
+        cast.add(role, student, generator)
+        cast.add(average, student, generator)
+        cast.copy(average, role)
+        for parameter in cast.parameters(average):
+            parameter.requires_grad_(False)  # never trained: decided here, before any optimizer
+    critics = [stage.critic for stage in stages if stage.critic is not None]
+    rotates = any(stage.rotates_experts for stage in stages)
+    for role in dict.fromkeys(critic.role for critic in critics):
+        for one in setting.route.roles(role) if rotates else (role,):
+            cast.add(one, critic_policy(frame), generator)
+    for role, policy in config.method.roles(frame):
+        cast.add(role, policy, generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        for name, module in config.method.modules(frame).items():
+            cast.modules[name] = module.to(setting.backbone.device)
     if config.gradient_checkpointing:
-        denoiser: object = backbone.denoiser
-        denoiser.enable_gradient_checkpointing(role_checkpoint)  # pyright: ignore
-        backbone.denoiser.train()
-    return bank
+        for network in (setting.backbone.denoiser, *setting.backbone.own_networks.values()):
+            denoiser: object = network
+            denoiser.enable_gradient_checkpointing(role_checkpoint)  # pyright: ignore
+            network.train()
 
 
-def prompts_of(config: TrainConfig) -> tuple[list[str], list[int]]:
-    """The run's prompts, and the digit each asks for (empty for other models).
+def student_policy(frame: Frame) -> ParameterPolicy:
+    """How the student is parameterised."""
+    lora, targets = frame.config.lora, targets_of(frame)
+    if lora.student == "lora":
+        return LoraPolicy(targets, lora.rank, lora.alpha)
+    if lora.student == "lorad":
+        return LoradPolicy(targets, lora.rank)
+    if lora.student == "full":
+        return FullPolicy(lora.trainable)
+    return SmallerPolicy("transformer_blocks", lora.keep_blocks)
+
+
+def critic_policy(frame: Frame) -> ParameterPolicy:
+    """How the critic is: like the student, at its own rank, or a full copy."""
+    lora = frame.config.lora
+    if lora.critic == "full":
+        return FullPolicy()
+    alpha = lora.alpha * lora.critic_rank / lora.rank
+    return LoraPolicy(targets_of(frame), lora.critic_rank, alpha)
+
+
+def targets_of(frame: Frame) -> tuple[str, ...]:
+    """Layers that get an adapter: the config's, or the family's own."""
+    return frame.config.lora.targets or frame.backbone.lora_targets
+
+
+def prompts_of(config: TrainConfig) -> PromptList:
+    """The run's prompts, with the digit each asks for where the teacher is a digits one.
 
     Raises:
         ConfigError: Another model than digits, and no prompts file.
     """
-    if config.prompts:
+    if config.data.prompts:
         if config.is_digits and config.evaluation.every > 0:
             raise ConfigError(
-                "digits teachers are evaluated on their own prompts; leave --prompts out, or set "
-                "--evaluation.every 0"
+                "digits teachers are evaluated on their own prompts; leave --data.prompts out, or "
+                "set --evaluation.every 0"
             )
-        return read_prompts(Path(config.prompts)), []
+        return read_prompts(
+            config.data.prompts, column=config.data.column, skip_bad=config.data.skip_bad
+        )
     if config.is_digits:
         from fewstep.digits.data import all_prompts
 
         pairs = all_prompts()
-        return [prompt for prompt, _ in pairs], [label for _, label in pairs]
-    raise ConfigError(f"{config.model} needs prompts; pass --prompts FILE with one per line")
+        return PromptList(
+            prompts=tuple(prompt for prompt, _ in pairs),
+            groups=tuple(str(label) for _, label in pairs),
+            skipped=0,
+            source=config.model,
+        )
+    raise ConfigError(f"{config.model} needs prompts; pass --data.prompts FILE, one per line")
+
+
+def latents_of(
+    config: TrainConfig, backbone: Backbone, book: PromptBook, stages: tuple[Stage, ...]
+) -> LatentBook | None:
+    """Real latents, where a stage asks for them.
+
+    Raises:
+        ConfigError: It does and there are none.
+    """
+    if not any(stage.uses_data for stage in stages):
+        return None
+    if config.data.images:
+        cache = Path(config.data.cache) if config.data.cache else None
+        return build_latent_book(
+            backbone,
+            config.data.images,
+            book,
+            area_px=config.data.area_px,
+            cache=cache,
+            skip_bad=config.data.skip_bad,
+        )
+    if config.is_digits:
+        return digits_latents(backbone, book)
+    raise ConfigError(
+        f"method {config.method.facts.name} compares with real pictures; pass --data.images "
+        "FOLDER, or choose a method that needs prompts only (--list)"
+    )
 
 
 def model_source(model: str) -> str:
@@ -120,20 +244,16 @@ def pick_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _teacher_statistics(
-    config: TrainConfig, backbone: Backbone, book: PromptBook, shape: tuple[int, int, int]
-) -> ChannelStatistics:
-    path = StudentPath(
-        even_levels(backbone, TEACHER_STEPS, config.grid.shift), backbone.schedule, 0.0
-    )
+def teacher_statistics(setting: Setting, frame: Frame) -> ChannelStatistics:
+    """Channel means and deviations of guided teacher samples; no part of the budget."""
+    path = even_path(frame.schedule, TEACHER_STEPS, shift=frame.config.grid.shift)
     latents = generate(
-        backbone,
-        book,
+        setting,
         path,
-        role=Role.TEACHER,
-        guidance_scale=config.guidance_scale,
-        prompts=[i % len(book.prompts) for i in range(NUM_METER_IMAGES)],
+        speaker=one_speaker(Role.TEACHER),
+        guidance_scale=frame.guidance_scale,
+        prompts=[i % len(setting.book.prompts) for i in range(NUM_METER_IMAGES)],
         seeds=range(EVALUATION_SEED, EVALUATION_SEED + NUM_METER_IMAGES),
-        shape=shape,
     )
+    setting.backbone.evaluations.clear()
     return ChannelStatistics.of(latents)

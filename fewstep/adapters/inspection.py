@@ -12,7 +12,8 @@ from fewstep.adapters.expert_tags import ExpertTag, expert_tags
 from fewstep.adapters.families import KNOWN, guess_family
 from fewstep.adapters.header import AdapterHeader
 from fewstep.adapters.modelspec import usage_hint
-from fewstep.adapters.modules import LoraModule, lora_modules, other_tensors
+from fewstep.adapters.kinds import AdapterKind, AdapterParts, adapter_parts
+from fewstep.adapters.modules import LoraModule, other_tensors
 from fewstep.adapters.names import shown
 from fewstep.adapters.opening import open_adapter
 from fewstep.adapters.preflight import (
@@ -35,6 +36,8 @@ class AdapterReport:
         path: The file.
         container: Whether it is safetensors or a pickle.
         num_bytes: Its size.
+        kind: What kind of adapter it is (`kinds`).
+        kind_text: The same for people, with the names of its experts.
         title: `modelspec.title`, if there.
         summary: The recipe in a few words; None without a recipe.
         recipe: The whole recipe; None without one.
@@ -58,6 +61,8 @@ class AdapterReport:
     path: Path
     container: Literal["safetensors", "pickle"]
     num_bytes: int
+    kind: AdapterKind
+    kind_text: str
     title: str | None
     summary: str | None
     recipe: FewStepRecipe | None
@@ -89,6 +94,7 @@ class AdapterReport:
         rows = [
             ("file", str(self.path)),
             ("size", f"{self.num_bytes} bytes" + (", a pickle" * (self.container == "pickle"))),
+            ("kind", self.kind_text),
             ("title", self.title or "-"),
             ("recipe", self.summary or "none"),
             ("family", f"{self.family or '?'} ({self.family_source})"),
@@ -130,7 +136,8 @@ def inspect_adapter(
         RecipeError: The file carries a recipe that is not valid.
     """
     header = open_adapter(path)
-    modules = lora_modules(header)
+    parts = adapter_parts(header)
+    modules = parts.modules()
     recipe = header.recipe()
     guess = guess_family(modules)
     family = guess if recipe is None else recipe.base.family
@@ -149,6 +156,8 @@ def inspect_adapter(
         path=header.path,
         container=header.container,
         num_bytes=header.num_bytes,
+        kind=parts.kind,
+        kind_text=parts.kind_text,
         title=header.metadata.get("modelspec.title"),
         summary=None if recipe is None else usage_hint(recipe),
         recipe=recipe,
@@ -167,7 +176,7 @@ def inspect_adapter(
         coverage_error=coverage_error,
         errors=tuple(error for error in errors if error is not None),
         warnings=(
-            *_warnings(header, modules, recipe, guess),
+            *_warnings(parts, modules, recipe, guess),
             *scale_problems(rank_table(modules)),
             *alpha_problems(header, modules),
             *expert_problems(tags),
@@ -184,7 +193,7 @@ def _error_of(check: Callable[[AdapterHeader], None], header: AdapterHeader) -> 
 
 
 def _warnings(
-    header: AdapterHeader,
+    parts: AdapterParts,
     modules: Sequence[LoraModule],
     recipe: FewStepRecipe | None,
     guess: str | None,
@@ -192,9 +201,14 @@ def _warnings(
     found = []
     if not modules:
         found.append("no LoRA modules: this is not a LoRA file, or of a kind fewstep does not read")
-    others = other_tensors(header)
+    others = other_tensors(parts.lora)
     if modules and others:
         found.append(f"{len(others)} tensors are not plain LoRA, first: {shown(others[0])}")
+    if parts.kind != "lora":
+        found.append(
+            "only FewStepPipeline applies this kind of adapter; stock diffusers and ComfyUI do not"
+            + ("; fewstep convert --base --rank makes a LoRA of it" * (parts.kind == "lorad"))
+        )
     if recipe is None:
         found.append("no recipe in the file: it does not say its steps, grid, sampler and guidance")
     elif guess in KNOWN and recipe.base.family in KNOWN and guess != recipe.base.family:

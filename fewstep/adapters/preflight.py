@@ -6,7 +6,7 @@ What would give a wrong picture is an error: a damaged number, a dtype no host r
 the base does not have. What only looks odd is a sentence in the report. No torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,8 @@ from fewstep.adapters.coverage import Coverage
 from fewstep.adapters.expert_tags import ExpertTag, components_of, expert_tags
 from fewstep.adapters.families import KNOWN, family_of_base, guess_family
 from fewstep.adapters.header import AdapterHeader
-from fewstep.adapters.modules import LoraModule, lora_metadata, lora_modules
+from fewstep.adapters.kinds import adapter_parts, check_rotations
+from fewstep.adapters.modules import LoraModule, lora_metadata
 from fewstep.adapters.names import DENOISER, shown
 from fewstep.adapters.rank_table import RankRow, rank_table, scale_problems
 from fewstep.adapters.values import check_dtypes, check_values, is_zero
@@ -79,7 +80,7 @@ def preflight(
     check_dtypes(header)
     coverage = coverage_of(header, base_shapes, component=component)
     check_values(header)
-    modules = lora_modules(header)
+    modules = adapter_parts(header).modules()
     table = rank_table(modules)
     tags = expert_tags(header)
     family, base_family = guess_family(modules), family_of_base(base_shapes)
@@ -119,7 +120,19 @@ def coverage_of(
     Raises:
         AdapterError: No module or only some fit; the first offender is named.
     """
-    family = family_of_base(base_shapes)
+    parts = adapter_parts(header)
+    if parts.routes:
+        found = [
+            coverage_of(expert, base_shapes, component=component)
+            for expert in parts.routes.values()
+        ]
+        return _together(parts.routes, found)
+    if rotations := parts.rotations_on(component):
+        check_rotations(header, rotations, base_shapes)
+        ranks = {rotation.name.module: rotation.rank for rotation in rotations}
+        alphas = {module: float(rank) for module, rank in ranks.items()}
+        return Coverage(len(ranks), len(ranks), ranks, alphas)
+    header, family = parts.lora, family_of_base(base_shapes)
     index = NameIndex(family, base_shapes)
     plan = plan_conversion(header, base_shapes, index, component=component, family=family)
     sources = [source for source in plan.sources if source.target is not None]
@@ -141,6 +154,17 @@ def coverage_of(
         ranks=ranks,
         alphas=alphas,
         text_encoder_modules=len(plan.sources) - len(sources),
+    )
+
+
+def _together(names: Iterable[str], found: Sequence[Coverage]) -> Coverage:
+    """Of several experts in one file, the expert's name in front of its modules."""
+    ranks, alphas = {}, {}
+    for name, one in zip(names, found, strict=True):
+        ranks |= {f"{name}.{module}": rank for module, rank in one.ranks.items()}
+        alphas |= {f"{name}.{module}": alpha for module, alpha in one.alphas.items()}
+    return Coverage(
+        sum(one.matched for one in found), sum(one.modules for one in found), ranks, alphas
     )
 
 
@@ -181,7 +205,7 @@ def _is_idle(header: AdapterHeader, plan: Plan, name: str) -> bool:
 def _refusal(
     header: AdapterHeader, plan: Plan, offenders: Sequence[str], fitting: int, family: str | None
 ) -> str:
-    guess = guess_family(lora_modules(header))
+    guess = guess_family(adapter_parts(header).modules())
     looks = ""
     if guess and family and not _may_be(guess, family):
         looks = f" (its names look like {guess}, the base is {family})"

@@ -81,20 +81,16 @@ def save_adapter(
         AdapterError: Names, shapes, ranks or values do not make a LoRA, or a metadata key is taken.
         MissingExtraError: torch is not installed.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise AdapterError(f"{path}: adapters are safetensors files; end the name in .safetensors")
-    if component not in get_args(Component):
-        raise AdapterError(f"component is {component!r}; use one of {get_args(Component)}")
-    ranks = _ranks(tensors, rank, rank_pattern or {}, alpha_pattern or {})
+    path = checked_target(path, component)
+    ranks = lora_ranks(tensors, rank, rank_pattern or {}, alpha_pattern or {})
     alphas = {name: (alpha_pattern or {}).get(name, alpha) for name in ranks}
     factors = {name: recipe.lora.scale * alphas[name] / ranks[name] for name in ranks}
-    data = _stored(tensors, factors, component, dtype)
+    data = {f"{component}.{n}": t for n, t in stored(tensors, factors, dtype).items()}
     digest = hashlib.sha256()
     for values in data.values():
         digest.update(_bytes(values))
     entries = {
-        **_extra(metadata or {}),
+        **checked_extra(metadata or {}),
         **modelspec(
             recipe,
             title=title,
@@ -114,13 +110,31 @@ def save_adapter(
     return path
 
 
-def _ranks(
+def checked_target(path: Path | str, component: str) -> Path:
+    """The path of a file to be written.
+
+    Raises:
+        AdapterError: It is no .safetensors file, or the component is unknown.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise AdapterError(f"{path}: adapters are safetensors files; end the name in .safetensors")
+    if component not in get_args(Component):
+        raise AdapterError(f"component is {component!r}; use one of {get_args(Component)}")
+    return path
+
+
+def lora_ranks(
     tensors: Mapping[str, "torch.Tensor"],
     rank: int,
     rank_pattern: Mapping[str, int],
     alpha_pattern: Mapping[str, float],
 ) -> dict[str, int]:
-    """Module -> rank, checked against the tensors; modules in sorted order."""
+    """Module -> rank, checked against the tensors; modules in sorted order.
+
+    Raises:
+        AdapterError: Names or shapes do not make LoRA pairs of these ranks.
+    """
     modules = sorted({_module(name) for name in tensors})
     if not modules:
         raise AdapterError("an adapter needs at least one module; got no tensors")
@@ -151,13 +165,20 @@ def _module(name: str) -> str:
     return module
 
 
-def _stored(
-    tensors: Mapping[str, "torch.Tensor"],
-    factors: Mapping[str, float],
-    component: str,
-    dtype: Dtype,
+def stored(
+    tensors: Mapping[str, "torch.Tensor"], factors: Mapping[str, float], dtype: Dtype
 ) -> dict[str, "torch.Tensor"]:
-    """File name -> tensor as stored: on the CPU, contiguous, cast, factor multiplied in; sorted."""
+    """Tensors as stored: on the CPU, contiguous, cast, sorted by name.
+
+    Args:
+        tensors: Name -> values, any float dtype and device.
+        factors: Module -> what its up matrix is multiplied with, in float32.
+        dtype: Stored precision.
+
+    Raises:
+        AdapterError: A value is not finite in that precision.
+        MissingExtraError: torch is not installed.
+    """
     try:
         import torch
     except ImportError as error:
@@ -174,7 +195,7 @@ def _stored(
                 f"{name} has values that are not finite in {dtype}; the training diverged, or the "
                 "weights need fp32 or bf16"
             )
-        data[f"{component}.{name}"] = values
+        data[name] = values
     return data
 
 
@@ -195,7 +216,12 @@ def _lora_config(ranks: Mapping[str, int], rank: int, component: str) -> str:
     return json.dumps(prefixed, sort_keys=True)
 
 
-def _extra(metadata: Mapping[str, str]) -> dict[str, str]:
+def checked_extra(metadata: Mapping[str, str]) -> dict[str, str]:
+    """More metadata of the caller's.
+
+    Raises:
+        AdapterError: A key is ours, or a value is no text.
+    """
     for key, value in metadata.items():
         if key in RESERVED or key.startswith("modelspec."):
             raise AdapterError(f"metadata key {key!r} is written by fewstep; choose another name")

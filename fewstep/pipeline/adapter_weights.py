@@ -4,16 +4,24 @@ Whatever naming the file has (diffusers, PEFT, kohya, ComfyUI, musubi), what com
 per model with everything of the file in it; a file that fits only in part is an error.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from fewstep.adapters import AdapterHeader, preflight
 from fewstep.adapters.conversion import convert_to_diffusers
+from fewstep.adapters.conversion.tensor_reading import open_tensors
+from fewstep.adapters.kinds import Rotation, adapter_parts
 from fewstep.adapters.names import parse_name
 from fewstep.errors import AdapterError
-from fewstep.pipeline.lora_layers import MAGNITUDE, LoraWeights, plain_model, weight_shapes
+from fewstep.pipeline.lora_layers import (
+    MAGNITUDE,
+    Angles,
+    LoraWeights,
+    plain_model,
+    weight_shapes,
+)
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -28,7 +36,7 @@ def read_parts(
         pipe: The pipeline; it is only looked at.
         header: The file.
         component: The denoiser that the file is for.
-        is_expert: Whether it is one of several, of which each serves some of the steps.
+        is_expert: Whether it is one of several, of which each serves some steps or prompts.
 
     Returns:
         Component -> its LoRA, in the names of its model; the denoiser first.
@@ -39,7 +47,10 @@ def read_parts(
     _check_component(header, component, is_expert=is_expert)
     shapes = weight_shapes(_model(pipe, component))
     preflight(header, shapes, component=component)
-    converted = convert_to_diffusers(header, shapes, component=component)
+    kinds = adapter_parts(header)
+    if rotations := kinds.rotations_on(component):
+        return {component: LoraWeights({}, {}, {}, rotations=_angles(header, rotations))}
+    converted = convert_to_diffusers(kinds.lora, shapes, component=component)
     parts = {
         component: LoraWeights(
             _peft_names(converted.tensors, shapes),
@@ -50,7 +61,7 @@ def read_parts(
     }
     if is_expert and converted.text_tensors:
         raise AdapterError(
-            f"{header.path}: is for some of the steps, but has LoRA modules for "
+            f"{header.path}: is for some of the steps or prompts, but has LoRA modules for "
             f"{min(converted.text_tensors)}, whose text is encoded once for all; use a file "
             "without them"
         )
@@ -69,6 +80,11 @@ def _check_component(header: AdapterHeader, component: str, *, is_expert: bool) 
             f"{header.path}: has LoRA modules for {others[0]}, but this pipeline's few-step "
             f"adapter goes on {component}; use a file made for {component}"
         )
+
+
+def _angles(header: AdapterHeader, rotations: Sequence[Rotation]) -> dict[str, Angles]:
+    read = open_tensors(header)
+    return {r.name.module: Angles(read(r.a_name), read(r.b_name)) for r in rotations}
 
 
 def _model(pipe: DiffusionPipeline, component: str) -> nn.Module:

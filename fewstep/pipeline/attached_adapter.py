@@ -1,13 +1,15 @@
 """LoRA files on a pipeline's models: attach with proof that all of it arrived, fuse, remove."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.adapters import AdapterHeader
+from fewstep.adapters.conversion.tensor_reading import open_tensors
+from fewstep.adapters.kinds import AdapterKind, adapter_parts
 from fewstep.errors import AdapterError, PipelineError
 from fewstep.pipeline.adapter_weights import DENOISERS, read_parts
 from fewstep.pipeline.lora_layers import (
@@ -34,7 +36,8 @@ class AttachedAdapter:
         is_fused: Whether its weights are merged into the base's; it cannot be switched off then.
         name: What peft calls it, for `set_adapters`.
         component: The denoiser it changes.
-        expert: Which of the recipe's experts it is; None without experts.
+        expert: Which of the recipe's experts or routes it is; None without.
+        kind: What it does to the weights; one that is no plain LoRA cannot be switched off.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class AttachedAdapter:
     name: str = ADAPTER_NAME
     component: str = ""
     expert: int | None = None
+    kind: AdapterKind = "lora"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,12 @@ class AdapterWeights:
     Attributes:
         attached: What it will be called once it is on.
         parts: Component -> its LoRA: the denoiser's, then any text encoder's.
+        head: Of a two-time adapter, its head's tensors by parameter name; empty otherwise.
     """
 
     attached: AttachedAdapter
     parts: Mapping[str, LoraWeights]
+    head: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def denoiser(self) -> LoraWeights:
@@ -78,7 +84,7 @@ def read_weights(
         pipe: The pipeline; it is only looked at.
         header: The file.
         scale: What its alpha / rank will be multiplied with.
-        expert: Which of the recipe's experts it is.
+        expert: Which of the recipe's experts or routes it is.
         name: What peft shall call it.
         component: The denoiser it is for; None takes the pipeline's own.
 
@@ -89,8 +95,12 @@ def read_weights(
     component = main_denoiser(pipe)[0] if component is None else component
     denoiser_of(pipe, component)
     parts = read_parts(pipe, header, component, is_expert=expert is not None)
-    attached = AttachedAdapter(header.path, scale, name=name, component=component, expert=expert)
-    return AdapterWeights(attached, parts)
+    kinds = adapter_parts(header)
+    attached = AttachedAdapter(
+        header.path, scale, name=name, component=component, expert=expert, kind=kinds.kind
+    )
+    read = open_tensors(header)
+    return AdapterWeights(attached, parts, {n: read(full) for n, full in kinds.two_time.items()})
 
 
 def attach(pipe: DiffusionPipeline, adapter: AdapterWeights) -> None:

@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline
 
 from fewstep.pipeline.attached_adapter import AttachedAdapter
 from fewstep.pipeline.guidance import call_parameters, rule_of, translate_guidance
-from fewstep.recipe import Expert, FewStepRecipe
+from fewstep.recipe import Expert, FewStepRecipe, Sampler
 
 
 def describe_sampling(
@@ -42,7 +42,7 @@ def describe_sampling(
         f"guidance  {recipe.guidance.mode}: {arguments or 'no argument needed'}"
         + ("" if is_guidance_known else " (guessed from the signature)"),
         f"negative  a negative prompt {'works' if negative == 'works' else 'has no effect'}",
-        f"sampler   {_sampler(recipe.sampler.stochasticity)}",
+        f"sampler   {_sampler(recipe.sampler)}",
         f"noise     {recipe.sampler.noise}: float32, one CPU stream per image",
         f"step  timestep     sigma{'  expert' if grid.experts else ''}",
     ]
@@ -58,6 +58,8 @@ def _adapter(recipe: FewStepRecipe, adapter: AttachedAdapter) -> str:
     text = f"{adapter.path.name} at scale {adapter.scale:g}{fused}"
     if adapter.expert is None:
         return text
+    if recipe.routes:
+        return f"{text} for prompts near {recipe.routes[adapter.expert].adapter}"
     return f"{text} for {_expert(recipe.experts[adapter.expert])}"
 
 
@@ -65,7 +67,10 @@ def _expert(expert: Expert) -> str:
     return expert.adapter + (f" on {expert.component}" if expert.component else "")
 
 
-def _sampler(stochasticity: float) -> str:
+def _sampler(sampler: Sampler) -> str:
+    stochasticity = sampler.stochasticity
+    if sampler.kind == "flow_map":
+        return "flow map (the network is told where each step ends), deterministic"
     if stochasticity == 0.0:
         return "deterministic (Euler / DDIM)"
     kind = "re-noising (LCM, DMD2)" if stochasticity == 1.0 else "partly re-noising (TCD)"

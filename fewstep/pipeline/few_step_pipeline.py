@@ -24,6 +24,7 @@ from fewstep.pipeline.description import describe_sampling
 from fewstep.pipeline.experts.files import AdapterSource, FoundFile, find_files
 from fewstep.pipeline.experts.switch import check_one_per_network
 from fewstep.pipeline.few_step_class import few_step_class, stock_class
+from fewstep.pipeline.kinds_fit import check_no_head
 from fewstep.pipeline.one_call import sample
 from fewstep.pipeline.saving import save_folder
 from fewstep.pipeline.single_file import existing_file, load_single_file, single_file_recipe
@@ -218,7 +219,8 @@ class FewStepPipeline(DiffusionPipeline):
         Experts with a network each (Wan 2.2) are merged into their own networks.
 
         Raises:
-            PipelineError: There is no adapter that could be fused, or experts share a network.
+            PipelineError: There is no adapter that could be fused, experts share a network, or
+                the adapter has a two-time head.
         """
         experts = self._fewstep.experts
         if experts is None or experts.is_permanent:
@@ -233,10 +235,12 @@ class FewStepPipeline(DiffusionPipeline):
         `FewStepPipeline.from_pretrained` finds the recipe itself again.
 
         Raises:
-            PipelineError: Experts share a network, or LoRA layers are attached; they would be
-                saved under names that diffusers replaces by random weights on loading.
+            PipelineError: Experts share a network, the network has a two-time head, or LoRA
+                layers are attached; they would be saved under names that diffusers replaces by
+                random weights on loading.
         """
         check_one_per_network(self.adapters)
+        check_no_head(self.adapters)
         attached_adapter.check_savable(self)
         save_folder(
             self,

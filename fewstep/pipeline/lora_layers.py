@@ -26,6 +26,19 @@ MAGNITUDE = "lora_magnitude_vector"
 
 
 @dataclass(frozen=True, slots=True)
+class Angles:
+    """Low-rank angles of one layer: the column pairs of its weight are turned by a @ b.
+
+    Attributes:
+        a: Shape (out, r).
+        b: Shape (r, in / 2).
+    """
+
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class LoraWeights:
     """LoRA of one model, in the model's own names.
 
@@ -35,12 +48,14 @@ class LoraWeights:
         ranks: Module -> rank.
         alphas: Module -> alpha; the module's scale is alpha / rank.
         extras: Parameter name -> what is added to it whole (biases, norms, full differences).
+        rotations: Module -> angles its weight is rotated by (LoRaD).
     """
 
     tensors: Mapping[str, Tensor]
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    rotations: Mapping[str, Angles] = field(default_factory=dict)
 
     @property
     def is_dora(self) -> bool:

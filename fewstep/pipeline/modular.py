@@ -31,6 +31,7 @@ from fewstep.pipeline.experts.networks import (
 from fewstep.pipeline.experts.policies import POLICIES, check_policy
 from fewstep.pipeline.experts.switch import ExpertSwitch
 from fewstep.pipeline.families import check_family
+from fewstep.pipeline.kinds_fit import check_kinds
 from fewstep.pipeline.wrapping import read_all, resolve
 from fewstep.recipe import FewStepRecipe
 from fewstep.recipe_resolution import ResolvedRecipe
@@ -90,6 +91,7 @@ class FewStepModularPipeline(ModularPipeline):
         check_networks(like, found)
         scheduler, switch = FewStepScheduler(found), None
         changed = {"scheduler": scheduler, **_guiders(pipe, found)}
+        check_kinds(found, files)
         if files:  # last of all that may fail
             scale = found.lora.scale if adapter_scale is None else adapter_scale
             switch = POLICIES[policy](like, read_all(like, found, files, scale))
@@ -184,6 +186,12 @@ def _check_blocks_can(pipe: ModularPipeline, recipe: FewStepRecipe) -> None:
         raise PipelineError(
             f"this recipe's samples grow from step to step, which {name} cannot do; wrap the "
             "classic pipeline with FewStepPipeline"
+        )
+    if recipe.routes or recipe.sampler.kind == "flow_map":
+        what = "routes prompts to experts" if recipe.routes else "is a flow map with a head"
+        raise PipelineError(
+            f"this recipe {what}, which modular pipelines do not serve; wrap the classic pipeline "
+            "with FewStepPipeline"
         )
     is_flow = recipe.base.schedule.kind == "flow"
     starts = [grid.sigmas[0] for grid in recipe.grids]

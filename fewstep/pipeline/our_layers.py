@@ -1,5 +1,6 @@
 """The layers of one model that carry our adapters: whether they still do, and which one is on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
 
@@ -107,6 +108,44 @@ class OurLayers:
         if not condition.is_right:
             self.turn_on(wanted)
         return condition
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlace:
+    """Where a layer sits in its model, whatever wraps it there.
+
+    Attributes:
+        parent: The module it is in.
+        child: Its name there.
+    """
+
+    parent: nn.Module
+    child: str
+
+
+def layer_place(model: nn.Module, path: str) -> LayerPlace:
+    """The place of a layer, by its name in the model."""
+    parent, _, child = path.rpartition(".")
+    return LayerPlace(model.get_submodule(parent), child)
+
+
+def is_any_merged(places: Sequence[LayerPlace]) -> bool:
+    """Whether the user merged a LoRA of theirs (fuse_lora) into the weight of one of the layers."""
+    layers = (place.parent._modules.get(place.child) for place in places)
+    return any(isinstance(layer, LoraLayer) and layer.merged_adapters for layer in layers)
+
+
+def check_none_merged(component: str, places: Sequence[LayerPlace]) -> None:
+    """Refuse to exchange weights that hold a merged LoRA of the user's.
+
+    Raises:
+        PipelineError: One does.
+    """
+    if is_any_merged(places):
+        raise PipelineError(
+            f"fuse_lora() merged LoRAs into weights of {component} that are about to be "
+            "exchanged; call unfuse_lora() first"
+        )
 
 
 def merged_error(component: str) -> PipelineError:

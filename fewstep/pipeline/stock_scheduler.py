@@ -73,6 +73,7 @@ def stock_scheduler(class_name: str, recipe: FewStepRecipe, num_steps: int) -> S
 
 def _not_in_stock(recipe: FewStepRecipe, grid: Grid) -> str | None:
     for is_there, what in (
+        (recipe.sampler.kind != "step", f"the sampler is a {_KINDS[recipe.sampler.kind]}"),
         (grid.clock, "the network's clock differs from the time of the step"),
         (grid.sizes, "samples grow from step to step"),
         (grid.solver, "steps have fitted weights"),
@@ -85,6 +86,13 @@ def _not_in_stock(recipe: FewStepRecipe, grid: Grid) -> str | None:
         if is_there:
             return f"{what}, which no stock scheduler does"
     return None
+
+
+_KINDS = {
+    "step": "plain step",
+    "flow_map": "flow map, whose network is told where each step ends",
+    "policy": "policy",
+}
 
 
 def _vp(recipe: FewStepRecipe, grid: Grid) -> StockScheduler:

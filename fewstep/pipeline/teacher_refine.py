@@ -228,6 +228,12 @@ def _names_to_switch_off(adapters: Sequence[AttachedAdapter]) -> tuple[str, ...]
             "teacher_refine needs to switch the few-step adapter off, but it is fused into the "
             "weights; load it unfused"
         )
+    odd = next((adapter for adapter in adapters if adapter.kind != "lora"), None)
+    if odd is not None:
+        raise PipelineError(
+            f"teacher_refine needs to switch the few-step adapter off, but {odd.path.name} is of "
+            f"kind {odd.kind!r}, which is more than LoRA layers; leave teacher_refine out"
+        )
     return tuple(adapter.name for adapter in adapters)
 
 

@@ -19,9 +19,11 @@ from fewstep.pipeline.experts.files import (
     recipe_file,
 )
 from fewstep.pipeline.experts.networks import BOUNDARY, has_own_networks, install_boundary
-from fewstep.pipeline.experts.policies import POLICIES, check_policy
+from fewstep.pipeline.experts.policies import check_policy
 from fewstep.pipeline.experts.switch import ExpertSwitch
+from fewstep.pipeline.kinds_fit import carry, check_kinds
 from fewstep.pipeline.suitability import check_suitable
+from fewstep.pipeline.two_time_expert import TwoTimeExpert
 from fewstep.recipe import FewStepRecipe
 from fewstep.recipe_resolution import ResolvedRecipe, recipe_sources, resolve_recipe
 from fewstep.schedulers import FewStepScheduler
@@ -104,17 +106,19 @@ def put_under_recipe(
     scheduler = FewStepScheduler(recipe)
     before = pipe.components["scheduler"]
     switch: ExpertSwitch | None = None
+    check_kinds(recipe, files)
     if files:
         scale = recipe.lora.scale if adapter_scale is None else adapter_scale
-        switch = POLICIES[policy](pipe, read_all(pipe, recipe, files, scale))
+        switch = carry(pipe, recipe, files, read_all(pipe, recipe, files, scale), policy)
     elif adapter_scale is not None:
         raise PipelineError("adapter_scale was passed without an adapter; pass adapter= too")
     else:
         switch = _shared_switch(before, recipe)
-        if switch is None and recipe.experts:
+        if switch is None:
             check_no_file_is_needed(recipe)
     if switch is not None:
         scheduler.before_call = switch.before_call
+        scheduler.is_target_told = isinstance(switch, TwoTimeExpert)
         switch.hold(pipe)
     if isinstance(before, FewStepScheduler):  # made by from_pipe of a wrapped pipeline
         before = before.replaced or before
@@ -184,10 +188,13 @@ def _shared_switch(scheduler: object, recipe: FewStepRecipe) -> ExpertSwitch | N
     owner = getattr(scheduler.before_call, "__self__", None)
     if not isinstance(owner, ExpertSwitch):
         return None
-    if recipe.experts != scheduler.recipe.experts:
+    mine, others = (
+        (r.experts, r.routes, r.sampler.kind) for r in (recipe, scheduler.recipe)
+    )
+    if mine != others:
         raise PipelineError(
             "the models of this pipeline carry the few-step adapters of the pipeline it was made "
-            "from, whose recipe has other experts; unwrap() that one first"
+            "from, whose recipe has other experts or another sampler; unwrap() that one first"
         )
     return owner
 

@@ -56,6 +56,8 @@ class FewStepScheduler(InstalledGrid, SchedulerMixin, ConfigMixin):
         recipe: The recipe it obeys.
         replaced: The stock scheduler whose place it took, for giving that back.
         before_call: Told the planned step whose network call comes next; switches phase experts.
+        is_target_told: Whether something tells the network where each step ends, which recipes of
+            sampler kind "flow_map" need.
         refine_x0: Given predicted clean data and its planned step, returns what to use instead.
 
     Raises:
@@ -88,6 +90,7 @@ class FewStepScheduler(InstalledGrid, SchedulerMixin, ConfigMixin):
         self._ladder = ScaleLadder()
         self.replaced: SchedulerMixin | None = None
         self.before_call: Callable[[PlannedStep], None] | None = None
+        self.is_target_told = False
         self.refine_x0: Callable[[Tensor, PlannedStep], Tensor] | None = None
         self.set_timesteps()
 
@@ -299,8 +302,16 @@ class FewStepScheduler(InstalledGrid, SchedulerMixin, ConfigMixin):
 
 
 def _check_is_supported(recipe: FewStepRecipe) -> None:
-    if recipe.sampler.kind != "step":
+    if recipe.sampler.kind == "policy":
         raise PipelineError(
-            f"this recipe's sampler is {recipe.sampler.kind!r}, but FewStepScheduler runs 'step'; "
+            "this recipe's sampler is 'policy', but FewStepScheduler runs 'step' and 'flow_map'; "
             "sample it with the pipeline of its authors"
+        )
+
+
+def _check_target_is_told(scheduler: FewStepScheduler) -> None:
+    if scheduler.recipe.sampler.kind == "flow_map" and not scheduler.is_target_told:
+        raise PipelineError(
+            "this recipe's sampler is 'flow_map', but nothing tells the network where its step "
+            "ends; load the adapter with FewStepPipeline, which installs the head in it"
         )

@@ -4,27 +4,46 @@ The network answers x0 = W f(x, t) + c with features f that hold the exact poste
 frozen base is the perfect teacher and low-rank updates of W are a linear student and critic.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from fewstep.noise_schedule import Flow
 from fewstep.recipe import Base, Schedule
-from fewstep.trainer.backbone import Backbone, Condition
-from fewstep.trainer.config import TrainConfig
-from fewstep.trainer.lora import LoraBank, attach
-from fewstep.trainer.prompts import PromptBook
+from fewstep.trainer.backbones.backbone import Backbone
+from fewstep.trainer.backbones.condition import Condition
+from fewstep.trainer.components.grids import StudentPath, even_path
+from fewstep.trainer.config import EvaluationConfig, GridConfig, LoraConfig, TrainConfig
+from fewstep.trainer.context import Setting, StepContext
+from fewstep.trainer.data.latent_book import LatentBook, LatentBucket
+from fewstep.trainer.data.prompt_book import PromptBook
+from fewstep.trainer.draws import Draws
+from fewstep.trainer.learner import Learner
+from fewstep.trainer.loop import advance
+from fewstep.trainer.meters import ChannelStatistics
+from fewstep.trainer.methods.method import Frame, Method
+from fewstep.trainer.parallel import Processes
+from fewstep.trainer.parameters.cast import Cast
+from fewstep.trainer.parameters.policies import LoraPolicy
 from fewstep.trainer.roles import Role
+from fewstep.trainer.routes import SingleRoute
+from fewstep.trainer.run import Run
+from fewstep.trainer.run_folder import RunFolder
+from fewstep.trainer.setup import build_frame, fill_cast
+from fewstep.trainer.stages import Stage
 
 MEAN, VARIANCE = 1.5, 0.25
+SHAPE = (4, 1, 1)
+CPU = torch.device("cpu")
 
 
 class ExactDenoiser(nn.Module):
     """x0 of data N(1.5, 0.25) in each of D dimensions, as a frozen linear layer of features."""
 
-    def __init__(self, dimensions: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(6, 1)
-        self.dimensions = dimensions
         with torch.no_grad():
             self.head.weight.zero_()
             self.head.weight[0, 0] = 1.0
@@ -44,34 +63,131 @@ class ExactBackbone(Backbone):
     """`Backbone` over `ExactDenoiser`; conditions are empty."""
 
     family, component = "toy", "transformer"
+    lora_targets = ("head",)
+    feature_layers = ("head",)
 
-    def __init__(self, dimensions: int) -> None:
-        self.network = ExactDenoiser(dimensions)
-        self.schedule, self.prediction, self.max_sequence_length = Flow(), "x0", 0
+    def __init__(self) -> None:
+        super().__init__(None, Flow(), "x0", 0)  # pyright: ignore[reportArgumentType]
+        self.exact = ExactDenoiser()
 
     @property
     def denoiser(self) -> nn.Module:
-        return self.network
+        return self.exact
 
     def encode(self, prompts: list[str]) -> Condition:
-        return Condition(torch.zeros(len(prompts), 1, 1), None)
+        return Condition(torch.zeros(len(prompts), 1, 1))
 
-    def output(self, sample: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        return self.network(sample, timestep)
+    def output(
+        self, network: nn.Module, sample: Tensor, timestep: Tensor, condition: Condition
+    ) -> Tensor:
+        return network(sample, timestep)
 
     def base(self, model_id: str) -> Base:
         return Base(family="toy", prediction="x0", schedule=Schedule(kind="flow", shift=1.0))
 
+    def latent_shape(self, height_px: int = 0, width_px: int = 0) -> tuple[int, ...]:
+        return SHAPE
 
-def exact_setup(dimensions: int = 4) -> tuple[ExactBackbone, LoraBank, PromptBook]:
-    """Backbone, bank with student, critic and average, and a book of one prompt."""
-    backbone = ExactBackbone(dimensions)
-    bank = attach(backbone.denoiser, [r"head"])
+
+def exact_book(backbone: ExactBackbone, count: int = 1) -> PromptBook:
+    """A book of empty prompts."""
+    return PromptBook(("",) * count, backbone.encode([""] * count), backbone.encode([""]))
+
+
+def exact_latents(count: int = 512) -> LatentBook:
+    """Real data, seeded."""
+    generator = torch.Generator().manual_seed(7)
+    x0 = MEAN + VARIANCE**0.5 * torch.randn((count, *SHAPE), generator=generator)
+    return LatentBook((LatentBucket(x0, torch.zeros(count, dtype=torch.long)),))
+
+
+def exact_setting(roles: Sequence[Role] = (Role.STUDENT, Role.CRITIC, Role.AVERAGE)) -> Setting:
+    """Setting of the exact teacher with rank-1 roles, data and one prompt."""
+    backbone = ExactBackbone()
+    cast = Cast(backbone)
     generator = torch.Generator().manual_seed(0)
-    for role in (Role.STUDENT, Role.CRITIC, Role.AVERAGE):
-        bank.add(role, rank=1, alpha=1.0, generator=generator)
-    empty = backbone.encode([""])
-    return backbone, bank, PromptBook(("",), empty, empty)
+    for role in roles:
+        cast.add(role, LoraPolicy(("head",), 1, 1.0), generator)
+    return Setting(
+        backbone, cast, exact_book(backbone), exact_latents(), (SHAPE,), SingleRoute()
+    )
 
 
-DEFAULTS = TrainConfig()
+def exact_context(
+    setting: Setting,
+    *,
+    count: int = 64,
+    step: int = 0,
+    progress: float = 0.0,
+    with_grad: bool = True,
+    uses_data: bool = False,
+) -> StepContext:
+    """One update's context."""
+    draws = Draws(seed=0, step=step, update=0, samples=range(count), device=CPU)
+    return StepContext(
+        setting,
+        draws,
+        progress=progress,
+        expert=None,
+        with_grad=with_grad,
+        uses_data=uses_data,
+    )
+
+
+def exact_path(num_steps: int, stochasticity: float = 0.0) -> StudentPath:
+    """The even flow grid."""
+    return even_path(Flow(), num_steps, stochasticity=stochasticity)
+
+
+def exact_run(method: Method, *, num_steps: int = 1, batch_size: int = 256, **grid: object) -> Run:
+    """A whole run of a method on the exact teacher, at step 0; drive it with `finish`."""
+    backbone = ExactBackbone()
+    book = exact_book(backbone)
+    config = TrainConfig(
+        method=method,  # pyright: ignore[reportArgumentType]
+        model="exact",
+        guidance_scale=1.0,
+        batch_size=batch_size,
+        grad_clip=10.0,
+        ema_decay=0.9,
+        grid=GridConfig(num_steps=num_steps, **grid),  # pyright: ignore[reportArgumentType]
+        lora=LoraConfig(rank=1, alpha=1.0, critic_rank=1),
+        evaluation=EvaluationConfig(every=0),
+    )
+    frame: Frame = build_frame(config, backbone, book)
+    stages: tuple[Stage, ...] = method.stages(frame)
+    setting = Setting(
+        backbone, Cast(backbone), book, exact_latents(), (SHAPE,), method.route(frame)
+    )
+    fill_cast(setting, frame, stages)
+    return Run(
+        config=config,
+        folder=RunFolder(config.out),
+        setting=setting,
+        frame=frame,
+        stages=stages,
+        evaluator=None,
+        teacher_statistics=ChannelStatistics.of(torch.randn(8, *SHAPE)),
+        processes=Processes(),
+    )
+
+
+def finish(run: Run, each: Callable[[Run], None] = lambda run: None) -> Run:
+    """Run all steps, without files."""
+    while not run.is_done:
+        advance(run)
+        each(run)
+    return run
+
+
+def moments(run: Run, count: int = 400) -> tuple[float, float]:
+    """Mean and variance of what the averaged student draws on the run's grid."""
+    latents = run.sample([0] * count, 123)
+    return latents.mean().item(), latents.var().item()
+
+
+def learner(parameters: Sequence[nn.Parameter], rate: float, beta1: float = 0.0) -> Learner:
+    """An optimizer for hand-made loops."""
+    return Learner(
+        parameters, learning_rate=rate, betas=(beta1, 0.99), grad_clip=10.0, scale_loss=False
+    )

@@ -66,11 +66,14 @@ class AdapterExperts(ExpertSwitch):
 
     def before_call(self, planned: PlannedStep) -> None:
         """Name the expert of this step in every layer, where another one is named."""
-        if planned.expert is None:
-            return
-        component = self._adapters[planned.expert].component
-        if self._current[component] != planned.expert:
-            self._switch(component, planned.expert)
+        if planned.expert is not None:
+            self.turn_to(planned.expert)
+
+    def turn_to(self, index: int) -> None:
+        """See `ExpertSwitch.turn_to`."""
+        component = self._adapters[index].component
+        if self._current[component] != index:
+            self._switch(component, index)
 
     def prepare(self, pipe: DiffusionPipeline) -> str | None:
         """See `ExpertSwitch.prepare`."""

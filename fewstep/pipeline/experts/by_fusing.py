@@ -5,10 +5,9 @@ from dataclasses import replace
 from typing import Any, cast, final
 
 from diffusers import DiffusionPipeline
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from fewstep.errors import AdapterError, PipelineError
+from fewstep.errors import AdapterError
 from fewstep.pipeline import attached_adapter
 from fewstep.pipeline.attached_adapter import AdapterWeights, AttachedAdapter
 from fewstep.pipeline.experts.switch import (
@@ -19,7 +18,13 @@ from fewstep.pipeline.experts.switch import (
 )
 from fewstep.pipeline.extras import whole_extras
 from fewstep.pipeline.lora_layers import layers_with, offloading_paused
-from fewstep.pipeline.our_layers import merged_error
+from fewstep.pipeline.our_layers import (
+    LayerPlace,
+    check_none_merged,
+    is_any_merged,
+    layer_place,
+    merged_error,
+)
 from fewstep.pipeline.weight_sets import OffloadGuard, WeightSets
 from fewstep.trajectory import PlannedStep
 
@@ -41,16 +46,14 @@ class FusedExperts(ExpertSwitch):
         merged = [self._merged(pipe, adapter) for adapter in adapters]
         self._sets: dict[str, WeightSets] = {}
         self._version: dict[str, dict[int, int]] = {}
-        self._places: dict[str, list[tuple[nn.Module, str]]] = {}
+        self._places: dict[str, list[LayerPlace]] = {}
         for component, model in self._models.items():
             mine = [index for index, values in enumerate(merged) if component in values]
             self._sets[component] = WeightSets(model, [merged[i][component] for i in mine])
             self._version[component] = {index: version for version, index in enumerate(mine)}
-            paths = sorted({path for i in mine for path in adapters[i].parts[component].ranks})
-            self._places[component] = [
-                (model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2])
-                for path in paths
-            ]
+            parts = [adapters[i].parts[component] for i in mine]
+            paths = sorted({path for part in parts for path in (*part.ranks, *part.rotations)})
+            self._places[component] = [layer_place(model, path) for path in paths]
         for sets in self._sets.values():  # all of them could be made: now the pipeline changes
             sets.show(0)
 
@@ -66,11 +69,13 @@ class FusedExperts(ExpertSwitch):
 
     def before_call(self, planned: PlannedStep) -> None:
         """Put the weights of this step's expert in place."""
-        if planned.expert is None:
-            return
-        component = self._adapters[planned.expert].component
-        version = self._version[component][planned.expert]
-        self._sets[component].show(version)
+        if planned.expert is not None:
+            self.turn_to(planned.expert)
+
+    def turn_to(self, index: int) -> None:
+        """See `ExpertSwitch.turn_to`."""
+        component = self._adapters[index].component
+        self._sets[component].show(self._version[component][index])
 
     def prepare(self, pipe: DiffusionPipeline) -> str | None:
         """See `ExpertSwitch.prepare`; weights cannot be switched off."""
@@ -78,7 +83,7 @@ class FusedExperts(ExpertSwitch):
         for component, sets in self._sets.items():
             if sets.count > 1:
                 sets.check_in_place()
-                if _is_merged(self._places[component]):
+                if is_any_merged(self._places[component]):
                     raise merged_error(component)
         return None
 
@@ -92,11 +97,7 @@ class FusedExperts(ExpertSwitch):
         """See `ExpertSwitch.remove`."""
         for component, sets in self._sets.items():
             sets.check_in_place()
-            if _is_merged(self._places[component]):
-                raise PipelineError(
-                    f"fuse_lora() merged LoRAs into weights of {component} that are about to be "
-                    "exchanged; call unfuse_lora() first"
-                )
+            check_none_merged(component, self._places[component])
         for sets in self._sets.values():
             sets.show(None)
 
@@ -116,12 +117,6 @@ class FusedExperts(ExpertSwitch):
         finally:
             with offloading_paused(pipe):
                 attached_adapter.detach(pipe, [name])
-
-
-def _is_merged(places: Sequence[tuple[nn.Module, str]]) -> bool:
-    """Whether the user merged a LoRA of theirs into the weights of the expert now in place."""
-    layers = (parent._modules.get(child) for parent, child in places)
-    return any(isinstance(layer, LoraLayer) and layer.merged_adapters for layer in layers)
 
 
 def _merged_weights(model: nn.Module, name: str, adapter: AdapterWeights) -> dict[str, Tensor]:

@@ -76,11 +76,14 @@ class HotswapExperts(ExpertSwitch):
 
     def before_call(self, planned: PlannedStep) -> None:
         """Overwrite the slot with this step's expert."""
-        if planned.expert is None:
-            return
-        component = self._adapters[planned.expert].component
-        if self._current[component] != planned.expert:
-            self._switch(component, planned.expert)
+        if planned.expert is not None:
+            self.turn_to(planned.expert)
+
+    def turn_to(self, index: int) -> None:
+        """See `ExpertSwitch.turn_to`."""
+        component = self._adapters[index].component
+        if self._current[component] != index:
+            self._switch(component, index)
 
     def prepare(self, pipe: DiffusionPipeline) -> str | None:
         """See `ExpertSwitch.prepare`."""

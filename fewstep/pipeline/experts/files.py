@@ -8,6 +8,7 @@ from typing import Any
 from fewstep.adapters import AdapterHeader
 from fewstep.adapters.expert_tags import HIGH, LOW, expert_tag
 from fewstep.adapters.header import PICKLE_SUFFIXES
+from fewstep.adapters.kinds import adapter_parts
 from fewstep.adapters.opening import open_adapter
 from fewstep.errors import AdapterError, PipelineError
 from fewstep.model_files import SUFFIX, AdapterFile, adapters_among, find_adapter, listed
@@ -39,7 +40,7 @@ class AssignedFile:
 
     Attributes:
         header: The file.
-        expert: Index of the recipe's expert; None without experts.
+        expert: Index of the recipe's expert or route; None without.
         name: The expert's name.
         component: The denoiser it changes; None means the pipeline's own.
     """
@@ -100,7 +101,7 @@ def recipe_file(files: Sequence[FoundFile]) -> FoundFile:
 
 
 def assign_files(recipe: FewStepRecipe, files: Sequence[FoundFile]) -> tuple[AssignedFile, ...]:
-    """Each file's expert, in the order of the recipe.
+    """Each file's expert (or route), in the order of the recipe.
 
     A file is for the expert it was passed for, else for the one its metadata, its modules'
     component or its name says; a file with modules for several networks serves all of them.
@@ -108,6 +109,8 @@ def assign_files(recipe: FewStepRecipe, files: Sequence[FoundFile]) -> tuple[Ass
     Raises:
         AdapterError: An expert has no file or two, or a file cannot be placed.
     """
+    if recipe.routes:
+        return _assign_routes(recipe, _only(files).header)
     if not recipe.experts:
         return (AssignedFile(_only(files).header),)
     names = [expert.adapter for expert in recipe.experts]
@@ -139,14 +142,38 @@ def assign_files(recipe: FewStepRecipe, files: Sequence[FoundFile]) -> tuple[Ass
     )
 
 
+def _assign_routes(recipe: FewStepRecipe, header: AdapterHeader) -> tuple[AssignedFile, ...]:
+    """All experts of routes are in one file, told apart by a prefix."""
+    wanted = [route.adapter for route in recipe.routes]
+    found = adapter_parts(header).routes
+    if sorted(found) != sorted(wanted):
+        there = f"experts {', '.join(sorted(found))}" if found else "no expert of any route"
+        raise AdapterError(
+            f"{header.path}: holds {there}, but this recipe routes prompts to "
+            f"{', '.join(wanted)}; use the file that the recipe was made for"
+        )
+    return tuple(AssignedFile(found[name], i, name) for i, name in enumerate(wanted))
+
+
 def check_no_file_is_needed(recipe: FewStepRecipe) -> None:
-    """Refuse to sample experts of one network without their files.
+    """Refuse to sample experts of one network, or a network with a head, without their files.
 
     Experts with a network each may already be merged into them.
 
     Raises:
         PipelineError: They share a network.
     """
+    if recipe.routes:
+        names = " and ".join(repr(route.adapter) for route in recipe.routes)
+        raise PipelineError(
+            f"this recipe routes prompts to {names}; pass adapter= with the file that has them"
+        )
+    if recipe.sampler.kind == "flow_map":
+        raise PipelineError(
+            "this recipe's sampler is 'flow_map', whose network is told where each step ends, but "
+            "there is no adapter with a two-time head to tell it; pass adapter= with the file that "
+            "has one, or sample it with the pipeline of its authors"
+        )
     components = [expert.component for expert in recipe.experts]
     if len(set(components)) < len(components):
         names = " and ".join(repr(expert.adapter) for expert in recipe.experts)

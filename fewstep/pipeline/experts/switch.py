@@ -51,7 +51,7 @@ class ExpertSwitch(ABC):
     @property
     @abstractmethod
     def adapters(self) -> tuple[AttachedAdapter, ...]:
-        """What is on, in the order of the recipe's experts."""
+        """What is on, in the order of the recipe's experts or routes."""
 
     @property
     @abstractmethod
@@ -61,6 +61,14 @@ class ExpertSwitch(ABC):
     @abstractmethod
     def before_call(self, planned: PlannedStep) -> None:
         """Make the expert of this step the active one; nothing to do if it already is."""
+
+    @abstractmethod
+    def turn_to(self, index: int) -> None:
+        """Make one adapter the active one of its component; nothing to do if it already is.
+
+        Args:
+            index: Its position in `adapters`.
+        """
 
     @abstractmethod
     def prepare(self, pipe: DiffusionPipeline) -> str | None:

@@ -1,0 +1,8 @@
+"""Adapters that are no plain LoRA: what they compute, shared by the trainer and the pipeline.
+
+    lorad      rotations of weight columns (WaDi)
+    two_time   a network told the time its step ends at (MeanFlow and other flow maps)
+    routing    which of several students a prompt belongs to (MSD)
+
+Arithmetic and small modules on torch; files are `fewstep.adapters`, pipelines `fewstep.pipeline`.
+"""

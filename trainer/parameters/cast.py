@@ -1,0 +1,125 @@
+"""The cast of a run: every role's parameters on one frozen base."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.errors import AdapterError, ConfigError
+from fewstep.trainer.backbones.backbone import Backbone
+from fewstep.trainer.parameters.lora import RoleLayer
+from fewstep.trainer.parameters.policies import (
+    FullPolicy,
+    ParameterPolicy,
+    SmallerPolicy,
+    UpdatePolicy,
+    matching_layers,
+)
+from fewstep.trainer.roles import Role
+
+
+class Cast:
+    """Who plays on a base, with which parameters.
+
+    Args:
+        backbone: The base; its denoiser is frozen and gets role layers where roles are added.
+
+    Attributes:
+        policies: How each role is parameterised, by role name.
+        modules: Trained parts that are no role's network: discriminator heads, by name.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.policies: dict[str, ParameterPolicy] = {}
+        self.modules: dict[str, nn.Module] = {}
+        backbone.denoiser.requires_grad_(False)
+
+    def add(self, role: Role, policy: ParameterPolicy, generator: torch.Generator) -> None:
+        """Give a role its parameters; it changes nothing until trained.
+
+        Raises:
+            ConfigError: A target matches no layer, or nothing can be trained.
+        """
+        self.policies[role.name] = policy
+        if isinstance(policy, FullPolicy | SmallerPolicy):
+            self.backbone.own_networks[role.name] = policy.network(self.backbone.denoiser)
+            return
+        assert isinstance(policy, UpdatePolicy)
+        found = False
+        for path in matching_layers(self.backbone.denoiser, policy.targets):
+            layer = self._layer(path)
+            update = policy.update(layer.base, generator)  # pyright: ignore
+            if update is not None:
+                layer.updates[role.name] = update
+                found = True
+        if not found:
+            raise ConfigError(
+                f"no layer matching {list(policy.targets)} can take a {type(policy).__name__}"
+            )
+
+    def _layer(self, path: str) -> RoleLayer:
+        module = self.backbone.denoiser.get_submodule(path)
+        if isinstance(module, RoleLayer):
+            return module
+        assert isinstance(module, nn.Linear | nn.Conv2d)
+        parent, _, name = path.rpartition(".")
+        layer = RoleLayer(module)
+        self.backbone.denoiser.get_submodule(parent).register_module(name, layer)
+        return layer
+
+    def has(self, role: Role) -> bool:
+        """Whether a role has parameters of its own."""
+        return role.name in self.policies
+
+    def named(self, role: Role) -> Iterator[tuple[str, nn.Parameter]]:
+        """The role's trainable parameters with their names in a file, in a fixed order."""
+        own = self.backbone.own_networks.get(role.name)
+        if own is not None:
+            yield from ((n, p) for n, p in own.named_parameters() if p.requires_grad)
+            return
+        for path, module in self.backbone.denoiser.named_modules():
+            if isinstance(module, RoleLayer) and role.name in module.updates:
+                for name, parameter in module.updates[role.name].tensors():  # pyright: ignore
+                    yield f"{path}.{name}", parameter
+
+    def parameters(self, role: Role) -> list[nn.Parameter]:
+        """The role's trainable parameters, in a fixed order."""
+        return [parameter for _, parameter in self.named(role)]
+
+    def tensors(self, role: Role) -> dict[str, Tensor]:
+        """File names -> the role's tensors (detached, not copied)."""
+        return {name: parameter.detach() for name, parameter in self.named(role)}
+
+    @torch.no_grad()
+    def load(self, role: Role, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite a role's tensors.
+
+        Raises:
+            AdapterError: Names or shapes differ from the role's.
+        """
+        mine = dict(self.named(role))
+        if set(mine) != set(tensors):
+            odd = sorted(set(mine) ^ set(tensors))
+            raise AdapterError(
+                f"adapter tensors do not match this base: {len(odd)} differ, "
+                f"the first is {odd[0]}; train on the same model and lora.targets"
+            )
+        for name, parameter in mine.items():
+            if parameter.shape != tensors[name].shape:
+                raise AdapterError(
+                    f"{name} has shape {tuple(tensors[name].shape)}, wanted "
+                    f"{tuple(parameter.shape)}; use the lora.rank the file was trained with"
+                )
+            parameter.copy_(tensors[name])
+
+    def copy(self, target: Role, source: Role) -> None:
+        """`target = source`, both of one shape."""
+        self.load(target, self.tensors(source))
+
+    @torch.no_grad()
+    def blend(self, target: Role, source: Role, keep: float) -> None:
+        """`target = keep * target + (1 - keep) * source`: EMA, and IDA's critic pull."""
+        pairs = zip(self.parameters(target), self.parameters(source), strict=True)
+        for mine, other in pairs:
+            mine.lerp_(other, 1.0 - keep)
