@@ -57,7 +57,7 @@ def check_steps(grid: Grid, sampler: Sampler) -> None:
 
 
 def check_flow_map(base: Base, grids: tuple[Grid, ...], experts: tuple[Expert, ...]) -> None:
-    """A jump by average velocity, `next = sample - (sigma - sigma_next) * velocity`, and no more."""
+    """A jump by average velocity, `sample - (sigma - sigma_next) * velocity`."""
     if base.prediction != "flow":
         raise RecipeError(
             f"sampler.kind 'flow_map' needs a flow schedule and base.prediction 'flow', got "

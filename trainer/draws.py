@@ -49,7 +49,8 @@ class Draws:
 
     def shared(self, name: str) -> torch.Generator:
         """A generator that is the same for all samples, parts and processes of this update."""
-        return torch.Generator().manual_seed(self._seed_of(name, None))
+        digest = hashlib.blake2b(self._key(name), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
     def shared_integer(self, name: str, low: int, high: int) -> int:
         """One integer in [low, high), the same for all samples, parts and processes."""
@@ -58,23 +59,28 @@ class Draws:
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Standard normal, shape (B, *shape), float32; row i belongs to sample i alone."""
         generator, rows = torch.Generator(), torch.empty((len(self.samples), *shape))
-        for row, sample in zip(rows, self.samples, strict=True):
-            torch.randn(shape, generator=generator.manual_seed(self._seed_of(name, sample)), out=row)
+        for row, seed in zip(rows.unbind(), self._seeds(name), strict=True):
+            row.normal_(generator=generator.manual_seed(seed))
         return rows.to(self.device)
 
     def uniform(self, name: str) -> Tensor:
         """Uniform in [0, 1), shape (B,), float32."""
-        generator = torch.Generator()
-        values = [
-            torch.rand((), generator=generator.manual_seed(self._seed_of(name, sample)))
-            for sample in self.samples
-        ]
-        return torch.stack(values).to(self.device)
+        values = [(seed >> 39) * 2.0**-24 for seed in self._seeds(name)]  # 24 bits: exact floats
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
 
     def integers(self, name: str, high: int) -> Tensor:
         """Integers in [0, high), shape (B,), int64, on the CPU."""
-        return (self.uniform(name).cpu().double() * high).long().clamp(max=high - 1)
+        return torch.tensor([(seed * high) >> 63 for seed in self._seeds(name)])
 
-    def _seed_of(self, name: str, sample: int | None) -> int:
-        key = f"{self.seed}/{self.step}/{self.update}/{name}/{sample}".encode()
-        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+    def _seeds(self, name: str) -> list[int]:
+        """63 bits for every sample."""
+        start = hashlib.blake2b(self._key(name), digest_size=8)
+        seeds = []
+        for sample in self.samples:
+            one = start.copy()
+            one.update(sample.to_bytes(8, "little"))
+            seeds.append(int.from_bytes(one.digest(), "little") >> 1)
+        return seeds
+
+    def _key(self, name: str) -> bytes:
+        return f"{self.seed}/{self.step}/{self.update}/{name}/".encode()

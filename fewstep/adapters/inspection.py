@@ -11,8 +11,8 @@ from fewstep.adapters.coverage import Coverage
 from fewstep.adapters.expert_tags import ExpertTag, expert_tags
 from fewstep.adapters.families import KNOWN, guess_family
 from fewstep.adapters.header import AdapterHeader
-from fewstep.adapters.modelspec import usage_hint
 from fewstep.adapters.kinds import AdapterKind, AdapterParts, adapter_parts
+from fewstep.adapters.modelspec import usage_hint
 from fewstep.adapters.modules import LoraModule, other_tensors
 from fewstep.adapters.names import shown
 from fewstep.adapters.opening import open_adapter

@@ -1,11 +1,11 @@
 """What kind of adapter a file is, and its tensors sorted by kind. From headers alone, no torch.
 
-    <component>.<module>.lora_A.weight ...         LoRA, and every other kind that hosts know
-    <component>.<module>.lorad_A.weight (out, r)   rotations of weight columns (LoRaD): theta = A B
-    <component>.<module>.lorad_B.weight (r, in / 2)
-    two_time.linear_1.weight ...                   a head that is told the target time
-    route.<name>.<any of the above>                one of several experts, for a group of prompts
-    route.<name>.centroid (width,)                 where that group is among prompt embeddings
+<component>.<module>.lora_A.weight ...         LoRA, and every other kind that hosts know
+<component>.<module>.lorad_A.weight (out, r)   rotations of weight columns (LoRaD): theta = A B
+<component>.<module>.lorad_B.weight (r, in / 2)
+two_time.linear_1.weight ...                   a head that is told the target time
+route.<name>.<any of the above>                one of several experts, for a group of prompts
+route.<name>.centroid (width,)                 where that group is among prompt embeddings
 """
 
 import re
@@ -186,7 +186,9 @@ def check_rotations(
     offenders = [
         f"{shown(rotation.name.module)} {problem}"
         for rotation in rotations
-        if (problem := rotation_problem(rotation, base_shapes.get(f"{rotation.name.module}.weight")))
+        if (
+            problem := rotation_problem(rotation, base_shapes.get(f"{rotation.name.module}.weight"))
+        )
     ]
     if offenders:
         fitting = len(rotations) - len(offenders)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +69,8 @@ class TwoTimeHead(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.linear_1 = nn.utils.skip_init(nn.Linear, channels, hidden)
-        self.linear_2 = nn.utils.skip_init(nn.Linear, hidden, width)
+        self.linear_1 = _uninitialised(channels, hidden)
+        self.linear_2 = _uninitialised(hidden, width)
         bound = 1.0 / math.sqrt(channels)
         with torch.no_grad():
             for parameter in self.linear_1.parameters():
@@ -111,6 +111,11 @@ class TwoTimeHead(nn.Module):
             raise ShapeError(f"a two-time head of this size has {wanted}, got {found}")
         head.load_state_dict(dict(tensors))
         return head
+
+
+def _uninitialised(inputs: int, outputs: int) -> nn.Linear:
+    """A layer that draws nothing from torch's own stream."""
+    return cast(nn.Linear, nn.utils.skip_init(nn.Linear, inputs, outputs))
 
 
 @contextmanager

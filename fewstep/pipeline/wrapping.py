@@ -188,9 +188,7 @@ def _shared_switch(scheduler: object, recipe: FewStepRecipe) -> ExpertSwitch | N
     owner = getattr(scheduler.before_call, "__self__", None)
     if not isinstance(owner, ExpertSwitch):
         return None
-    mine, others = (
-        (r.experts, r.routes, r.sampler.kind) for r in (recipe, scheduler.recipe)
-    )
+    mine, others = ((r.experts, r.routes, r.sampler.kind) for r in (recipe, scheduler.recipe))
     if mine != others:
         raise PipelineError(
             "the models of this pipeline carry the few-step adapters of the pipeline it was made "

@@ -247,7 +247,8 @@ class FewStepScheduler(InstalledGrid, SchedulerMixin, ConfigMixin):
                 that are at another time than the grid's.
 
         Raises:
-            PipelineError: Called more often than the grid has steps.
+            PipelineError: Called more often than the grid has steps, or a flow map's network is
+                not told where its step ends.
             ShapeError: Output and sample have different shapes.
         """
         if model_output.shape != sample.shape:
@@ -260,6 +261,7 @@ class FewStepScheduler(InstalledGrid, SchedulerMixin, ConfigMixin):
                 "this recipe's grid depends on the image size, but the pipeline passed no mu; use "
                 "a pipeline class that computes one, or pass mu to set_timesteps"
             )
+        _check_target_is_told(self)
         if per_token_timesteps is not None:
             model_output = -model_output
         index = self._next_index(timestep)

@@ -26,7 +26,7 @@ from tests.trainer.backbone_cases import (
     random_sample,
 )
 
-EVERY = pytest.mark.parametrize("case", (*FAMILIES, *VARIANTS), ids=lambda case: case.name)
+EVERY = pytest.mark.parametrize("case", [*FAMILIES, *VARIANTS], ids=lambda case: case.name)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def test_prompts_timesteps_and_masks_matter_far_more_than_the_tolerance(case: Ca
         assert error(ask(timestep, other), plain) > 1e-3
 
 
-@pytest.mark.parametrize("case", (SDXL, PIXART_1024), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [SDXL, PIXART_1024], ids=lambda case: case.name)
 def test_the_network_is_told_the_size_of_the_picture(case: Case) -> None:
     backbone = wrap_pipeline(case.build())
     seen: list[Any] = []

@@ -14,6 +14,7 @@ from fewstep.adapters.conversion.checkpoints import (
     difference,
     is_full_checkpoint,
 )
+from fewstep.adapters.conversion.converted import ConvertedAdapter
 from fewstep.adapters.conversion.diffusers_flavour import layer_without_bias
 from fewstep.adapters.conversion.file_writing import write_safetensors
 from fewstep.adapters.conversion.name_index import component_of
@@ -22,9 +23,11 @@ from fewstep.adapters.conversion.no_base import shapes_of_file
 from fewstep.adapters.conversion.parts import split_name
 from fewstep.adapters.conversion.ranking import ModuleError, Progress, to_rank, total_error
 from fewstep.adapters.conversion.reading import convert_to_diffusers
+from fewstep.adapters.conversion.rotated import rotated_deltas
 from fewstep.adapters.conversion.writing import Format, in_format
 from fewstep.adapters.families import family_of_base, guess_family
 from fewstep.adapters.header import AdapterHeader, read_header
+from fewstep.adapters.kinds import AdapterKind, adapter_parts
 from fewstep.adapters.modules import lora_modules
 from fewstep.adapters.opening import open_adapter
 from fewstep.errors import AdapterError
@@ -92,10 +95,12 @@ def convert_file(
     """Write an adapter again in another program's names.
 
     Args:
-        source: Adapter file of any naming, or a full-weight student (file or diffusers folder).
+        source: Adapter file of any naming, rotations (LoRaD), or a full-weight student (file or
+            diffusers folder).
         target: The new `*.safetensors`.
         flavour: Whose names.
-        base: diffusers folder of the base; needed for full weights, and the only proof of fit.
+        base: diffusers folder of the base; needed for full weights and rotations, and the only
+            proof of fit.
         family: Base family; None: seen from the base, the recipe or the names.
         rank: Re-rank to this; None: values stay as they are.
         recipe: Written into the file, in place of what it carries.
@@ -112,7 +117,10 @@ def convert_file(
         raise AdapterError(f"rank is {rank}, wanted at least 1; 16 to 128 is usual")
     left_out: dict[str, float] = {}
     header, weights = _opened(source)
-    if weights is not None:
+    kind = _convertible_kind(header)
+    if kind == "lorad":
+        adapter, shapes = _unrotated(header, base, family, rank, progress)
+    elif weights is not None:
         found, shapes = _student(header, weights, base, family, rank, progress)
         modules = {
             name.removesuffix(".weight")
@@ -179,6 +187,36 @@ def _opened(source: Path) -> tuple[AdapterHeader, Weights | None]:
         source = find_adapter(source).path  # a folder with a LoRA, as on the hub
     header = open_adapter(source)
     return header, Weights([header]) if is_full_checkpoint(header) else None
+
+
+def _convertible_kind(header: AdapterHeader) -> AdapterKind:
+    parts = adapter_parts(header)
+    if parts.kind in ("two_time", "routes"):
+        raise AdapterError(
+            f"{header.path}: is {parts.kind_text}, which no other program can apply, so there are "
+            "no names to write; sample it with FewStepPipeline"
+        )
+    return parts.kind
+
+
+def _unrotated(
+    header: AdapterHeader,
+    base: Path | None,
+    family: str | None,
+    rank: int | None,
+    progress: Progress | None,
+) -> tuple[ConvertedAdapter, Mapping[str, Shape]]:
+    if base is None or rank is None:
+        raise AdapterError(
+            f"{header.path}: holds rotations (LoRaD), which no other program can apply; give "
+            "--base, the folder of the model it is for, and --rank, to make a LoRA of them"
+        )
+    _check_is_of_one_network(header)
+    component, weights = denoiser_weights(base)
+    family = family or family_of_base(weights.shapes)
+    component = component or _component(None, family)
+    adapter = rotated_deltas(header, weights, component=component, family=family, progress=progress)
+    return adapter, weights.shapes
 
 
 def _student(
