@@ -24,7 +24,9 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from fewstep.trainer.config import LoraConfig
-from fewstep.trainer.lora import LoraBank, attach
+from fewstep.trainer.backbones.stable_diffusion import SdBackbone
+from fewstep.trainer.parameters.cast import Cast
+from fewstep.trainer.parameters.policies import LoraPolicy
 from fewstep.trainer.roles import Role, acting_as
 
 LIMIT = 1.10
@@ -99,25 +101,26 @@ def build_unet(size: str) -> UNet2DConditionModel:
     return unet.requires_grad_(False)
 
 
-def add_adapters(unet: nn.Module) -> LoraBank:
+def add_adapters(unet: nn.Module) -> Cast:
     """The adapters the trainer holds by default (its moving average too), moved off zero.
 
     A fresh up matrix is pages of zeros that the system has not handed out yet: it would not show
     in resident memory.
     """
     config, generator = LoraConfig(), torch.Generator().manual_seed(0)
-    bank = attach(unet, config.targets)
+    cast = Cast(unet, {})
     ranks = {
         Role.STUDENT: config.rank,
         Role.AVERAGE: config.rank,
         Role.CRITIC: config.critic_rank,
     }
     for role, rank in ranks.items():
-        bank.add(role, rank=rank, alpha=config.alpha, generator=generator)
+        policy = LoraPolicy(SdBackbone.lora_targets, rank, config.alpha)
+        cast.add(role, policy, generator)
         with torch.no_grad():
-            for parameter in bank.parameters(role):
+            for parameter in cast.parameters(role):
                 parameter.add_(1e-3 * torch.randn(parameter.shape, generator=generator))
-    return bank
+    return cast
 
 
 @torch.no_grad()

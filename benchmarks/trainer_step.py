@@ -26,11 +26,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewstep.trainer.config import TrainConfig
+from fewstep.trainer.config import DataConfig, TrainConfig
 from fewstep.trainer.loop import advance
+from fewstep.trainer.methods.warm_dmd2 import WarmDmd2
 from fewstep.trainer.recipes import RECIPES
 from fewstep.trainer.roles import Role, acting_as, current_role
 from fewstep.trainer.run import Run
+from fewstep.trainer.run_state import save_run
 from fewstep.trainer.setup import build_run
 
 LIMIT = 1.15
@@ -75,7 +77,7 @@ def main() -> int:
             "warm start": _measure(run, recorder, arguments.repeats),
             "distribution matching": _measure(run, recorder, arguments.repeats),
         }
-        save_s = _timed(run, run.save)
+        save_s = _timed(run, lambda: save_run(run))
     report = {
         "model": arguments.model,
         "batch_size": config.batch_size,
@@ -108,22 +110,24 @@ def _arguments() -> argparse.Namespace:
 def _config(arguments: argparse.Namespace, folder: Path) -> TrainConfig:
     """The digits recipe with just enough steps, and without evaluations in between."""
     config = RECIPES["digits-4step"].config
-    steps = arguments.repeats + 1
+    steps, method = arguments.repeats + 1, config.method
+    assert isinstance(method, WarmDmd2)
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
     return dataclasses.replace(
         config,
         model=arguments.model,
         out=folder / "run",
-        prompts="" if arguments.model.startswith("digits-") else str(prompts),
+        data=DataConfig(prompts="" if arguments.model.startswith("digits-") else str(prompts)),
         batch_size=arguments.batch_size,
         size_px=arguments.size_px,
         device=arguments.device,
         gradient_checkpointing=arguments.gradient_checkpointing,
         sample_every=0,
-        warm_start=dataclasses.replace(config.warm_start, num_steps=steps),
-        dmd=dataclasses.replace(
-            config.dmd, num_steps=steps, critic_warmup=config.dmd.critic_updates
+        method=dataclasses.replace(
+            method,
+            warm_start=dataclasses.replace(method.warm_start, num_steps=steps),
+            match=dataclasses.replace(method.match, num_steps=steps, critic_warmup=0),
         ),
         evaluation=dataclasses.replace(config.evaluation, every=0),
     )
@@ -162,7 +166,7 @@ def _replay(run: Run, call: Call) -> float:
 
     seconds = _timed(run, bare)
     if call.with_grad:
-        for parameter in run.bank.parameters(call.role):
+        for parameter in run.setting.cast.parameters(call.role):
             parameter.grad = None  # as the trainer leaves them
     return seconds
 
@@ -182,7 +186,7 @@ def _timed(run: Run, action: Any) -> float:
 def _kind(call: Call) -> str:
     sample = call.args[0] if call.args else call.kwargs["hidden_states"]
     passes = "forward + backward" if call.with_grad else "forward"
-    return f"{call.role.value} {passes}, batch {len(sample)}"
+    return f"{call.role.name} {passes}, batch {len(sample)}"
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from fewstep.cli.main import main
-from fewstep.trainer.config import DmdConfig, EvaluationConfig, TrainConfig, WarmStartConfig
+from fewstep.trainer.config import EvaluationConfig, TrainConfig
 from fewstep.trainer.loop import train
+from fewstep.trainer.methods.sfd import Sfd, TrajectoryConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,8 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_sequence_length=1,
         batch_size=2,
         sample_every=0,
-        warm_start=WarmStartConfig(num_steps=1),
-        dmd=DmdConfig(num_steps=0),
+        method=Sfd(trajectory=TrajectoryConfig(num_steps=1)),
         evaluation=EvaluationConfig(every=0),
     )
     made = train(config).adapter

@@ -55,7 +55,7 @@ def run_demo(out: Path, *, quick: bool, full: bool, teacher: str, seed: int, qui
     console = Console(stderr=True, quiet=quiet)
     config = demo_config(out, teacher=teacher, quick=quick, seed=seed)
     console.print(f"distilling digits-{teacher} into {config.grid.num_steps} steps")
-    with TrainProgress(config.num_steps, console, is_quiet=quiet) as progress:
+    with TrainProgress(console, is_quiet=quiet) as progress:
         result = train(config, progress.report)
     if result.was_interrupted or result.adapter is None:
         raise KeyboardInterrupt

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 CURVES = {
-    "loss": ("loss/trajectory", "loss/dmd", "loss/critic"),
+    "loss": ("loss/trajectory", "loss/dm", "loss/critic"),
     "health": ("health/dm_cos", "health/dm_rel_gap", "health/mean_drift", "health/std_drift"),
     "Frechet distance": ("eval/frechet",),
     "share": ("eval/accuracy", "eval/recall"),

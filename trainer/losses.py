@@ -47,6 +47,51 @@ def match_health(x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor) -> MatchHeal
     return MatchHealth(cosine.mean().item(), relative.mean().item())
 
 
+@torch.no_grad()
+def score_gradient(
+    x0: Tensor,
+    teacher_x0: Tensor,
+    critic_x0: Tensor,
+    scale: Tensor,
+    attract: Tensor | float = 1.0,
+    repel: Tensor | float = 1.0,
+) -> Tensor:
+    """Direction that moves student images toward the teacher's distribution.
+
+        gradient = (repel * (critic_x0 - x0) - attract * (teacher_x0 - x0)) / scale
+
+    Follow it downhill: it is zero when critic and teacher agree (attract = repel = 1: critic minus
+    teacher). All three are predictions at the same renoised sample.
+
+    Args:
+        x0: Student output, shape (B, ...), any dtype.
+        teacher_x0: Teacher's x0 with guidance applied, shape (B, ...).
+        critic_x0: Critic's x0, shape (B, ...).
+        scale: Normaliser, broadcastable, above 0.
+        attract: Factor of the pull to the teacher, broadcastable.
+        repel: Factor of the push from the critic, broadcastable.
+
+    Source:
+        Yin et al. 2023, arXiv:2311.18828 (gradient); attract and repel as in AMD (seed L63).
+    """
+    x0 = x0.float()
+    push, pull = repel * (critic_x0.float() - x0), attract * (teacher_x0.float() - x0)
+    return (push - pull) / scale
+
+
+@torch.no_grad()
+def mean_abs_scale(x0: Tensor, target: Tensor, floor: float) -> Tensor:
+    """`max(mean|x0 - target|, floor)` per sample, shape (B, 1, ...): DMD's normaliser.
+
+    Args:
+        x0: Student output, shape (B, ...).
+        target: Teacher's x0, shape (B, ...).
+        floor: Lower bound in x0 units; keeps the gradient finite at convergence (as in CDM).
+    """
+    over = tuple(range(1, x0.ndim))
+    return (x0.float() - target.float()).abs().mean(dim=over, keepdim=True).clamp(min=floor)
+
+
 def surrogate_loss(x0: Tensor, gradient: Tensor) -> Tensor:
     """A loss whose gradient with respect to x0 is `gradient / x0.numel()`.
 
@@ -56,6 +101,23 @@ def surrogate_loss(x0: Tensor, gradient: Tensor) -> Tensor:
     """
     x0 = x0.float()
     return 0.5 * functional.mse_loss(x0, (x0 - gradient).detach())
+
+
+def pseudo_huber_loss(x0: Tensor, gradient: Tensor, scale: Tensor, c: float) -> Tensor:
+    """A loss whose gradient with respect to x0 has bounded values.
+
+        mean (sqrt(d^2 + c^2) - c) / scale,   d = x0 - stopgrad(x0 - gradient)
+
+    Its gradient is `gradient / sqrt(gradient^2 + c^2) / scale / x0.numel()`.
+
+    Args:
+        x0: Student output, shape (B, ...).
+        gradient: The difference it should lose, detached, shape of `x0`.
+        scale: Broadcastable, above 0.
+        c: Where the loss turns from squared to absolute, above 0.
+    """
+    difference = x0.float() - (x0.float() - gradient).detach()
+    return (((difference.square() + c * c).sqrt() - c) / scale).mean()
 
 
 def denoising_loss(critic_x0: Tensor, x0: Tensor, weight: Tensor) -> Tensor:

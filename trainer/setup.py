@@ -66,7 +66,7 @@ def build_run(config: TrainConfig, processes: Processes = Processes()) -> Run:  
     stages = frame.config.method.stages(frame)
     route = config.method.route(frame)
     latents = latents_of(config, backbone, book, stages)
-    cast = Cast(backbone)
+    cast = Cast(backbone.denoiser, backbone.own_networks)
     setting = Setting(backbone, cast, book, latents, (shape_of(config, backbone),), route)
     validate(frame, stages, setting)
     fill_cast(setting, frame, stages)

@@ -104,7 +104,7 @@ def exact_latents(count: int = 512) -> LatentBook:
 def exact_setting(roles: Sequence[Role] = (Role.STUDENT, Role.CRITIC, Role.AVERAGE)) -> Setting:
     """Setting of the exact teacher with rank-1 roles, data and one prompt."""
     backbone = ExactBackbone()
-    cast = Cast(backbone)
+    cast = Cast(backbone.denoiser, backbone.own_networks)
     generator = torch.Generator().manual_seed(0)
     for role in roles:
         cast.add(role, LoraPolicy(("head",), 1, 1.0), generator)
@@ -157,7 +157,7 @@ def exact_run(method: Method, *, num_steps: int = 1, batch_size: int = 256, **gr
     frame: Frame = build_frame(config, backbone, book)
     stages: tuple[Stage, ...] = method.stages(frame)
     setting = Setting(
-        backbone, Cast(backbone), book, exact_latents(), (SHAPE,), method.route(frame)
+        backbone, Cast(backbone.denoiser, backbone.own_networks), book, exact_latents(), (SHAPE,), method.route(frame)
     )
     fill_cast(setting, frame, stages)
     return Run(

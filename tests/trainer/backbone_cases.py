@@ -200,8 +200,9 @@ PIXART_1024 = Case(
     masked,
     is_masked=True,
 )
+SDXL_V = Case("sdxl-v", build_sdxl_v, 64, pooled, pooled=32)
 VARIANTS = (
-    Case("sdxl-v", build_sdxl_v, 64, pooled, pooled=32),
+    SDXL_V,
     Case("pixart-sigma", build_pixart_sigma, 16, masked, is_masked=True),
     PIXART_1024,
     Case("sana-variance", with_config(build_sana, out_channels=8), 8, masked, is_masked=True),

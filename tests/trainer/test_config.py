@@ -10,7 +10,10 @@ import pytest
 
 from fewstep.errors import ConfigError
 from fewstep.trainer.__main__ import main
-from fewstep.trainer.config import DmdConfig, GridConfig, LoraConfig, TrainConfig, WarmStartConfig
+from fewstep.trainer.config import DataConfig, GridConfig, LoraConfig, TrainConfig
+from fewstep.trainer.methods.sfd import TrajectoryConfig
+from fewstep.trainer.methods.shared import MatchConfig
+from fewstep.trainer.methods.warm_dmd2 import WarmDmd2
 from fewstep.trainer.recipes import RECIPES
 from fewstep.trainer.setup import prompts_of
 
@@ -28,18 +31,16 @@ def test_every_recipe_survives_json(name: str) -> None:
         (lambda: LoraConfig(rank=8, critic_rank=4), "lora.critic-rank must be >= 8, got 4"),
         (lambda: GridConfig(stochasticity=1.5), "grid.stochasticity must be 0 to 1, got 1.5"),
         (lambda: GridConfig(num_steps=0), "grid.num-steps must be >= 1, got 0"),
-        (lambda: DmdConfig(tau_min=0.9, tau_max=0.5), "dmd.tau-max must be 0.9 to 1, got 0.5"),
-        (lambda: WarmStartConfig(learning_rate=0.0), "warm-start.learning-rate must be above 0"),
+        (lambda: MatchConfig(tau_min=0.9, tau_max=0.5), "tau-min must be 0 to 0.5, got 0.9"),
+        (lambda: TrajectoryConfig(learning_rate=0.0), "learning-rate must be above 0, got 0"),
         (lambda: TrainConfig(batch_size=10, accumulation=3), "cannot be cut into 3 equal parts"),
         (
             lambda: TrainConfig(
-                warm_start=WarmStartConfig(num_steps=0), dmd=DmdConfig(num_steps=0)
+                method=WarmDmd2(
+                    warm_start=TrajectoryConfig(num_steps=0), match=MatchConfig(num_steps=0)
+                )
             ),
             "both stages have 0 steps",
-        ),
-        (
-            lambda: TrainConfig(dmd=DmdConfig(ida=0.9), lora=LoraConfig(rank=4, critic_rank=8)),
-            "make them equal",
         ),
     ],
 )
@@ -65,15 +66,15 @@ def test_the_digest_follows_what_shapes_the_weights_only() -> None:
 
 
 def test_another_model_needs_prompts() -> None:
-    with pytest.raises(ConfigError, match="pass --prompts FILE"):
+    with pytest.raises(ConfigError, match="pass --data.prompts FILE"):
         prompts_of(TrainConfig(model="some/model"))
 
 
 def test_an_empty_prompts_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\n \n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="has no prompts; write one per line"):
-        prompts_of(TrainConfig(model="some/model", prompts=str(file)))
+    with pytest.raises(ConfigError, match="has no prompts"):
+        prompts_of(TrainConfig(model="some/model", data=DataConfig(prompts=str(file))))
 
 
 def test_list_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +88,7 @@ def test_list_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_users_mistake_is_a_sentence_and_exit_code_2(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "fewstep.trainer", "digits-4step", "--model", str(tmp_path / "no"),
-        "--prompts", str(tmp_path / "none.txt"), "--out", str(tmp_path / "run"),
+        "--data.prompts", str(tmp_path / "none.txt"), "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -96,7 +96,7 @@ def test_the_shipped_teacher_rows_belong_to_the_shipped_weights() -> None:
 def test_pictures_are_written(tmp_path: Path) -> None:
     images = np.zeros((3, 64, 64, 3), np.uint8)
     save_grid(tmp_path / "grid.png", {"teacher, 4 steps": images, "student, 4 steps": images})
-    lines = [{"step": 1, "loss/dmd": 0.1, "eval/frechet": 3.0}, {"step": 2, "loss/dmd": 0.2}]
+    lines = [{"step": 1, "loss/dm": 0.1, "eval/frechet": 3.0}, {"step": 2, "loss/dm": 0.2}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     save_curves(tmp_path / "curves.png", tmp_path / "metrics.jsonl")
     for name in ("grid.png", "curves.png"):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from fewstep.errors import AdapterError, ConfigError
-from fewstep.trainer.lora import attach
+from fewstep.trainer.parameters.cast import Cast
+from fewstep.trainer.parameters.policies import LoraPolicy
 from fewstep.trainer.roles import Role, acting_as
 
 
@@ -16,24 +17,24 @@ def small_model() -> nn.Sequential:
     )
 
 
-def filled_bank(model: nn.Module, rank: int = 4, alpha: float = 2.0):  # noqa: ANN201
-    bank = attach(model, [r"^\d+$"])
+def filled_cast(model: nn.Module, rank: int = 4, alpha: float = 2.0):  # noqa: ANN201
+    cast = Cast(model, {})
     generator = torch.Generator().manual_seed(3)
-    bank.add(Role.STUDENT, rank=rank, alpha=alpha, generator=generator)
-    for parameter in bank.parameters(Role.STUDENT):
+    cast.add(Role.STUDENT, LoraPolicy((r"^\d+$",), rank, alpha), generator)
+    for parameter in cast.parameters(Role.STUDENT):
         parameter.data.normal_(generator=generator)
-    return bank
+    return cast
 
 
 def test_the_layer_equals_peft() -> None:
     from peft import LoraConfig, get_peft_model
 
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(4))
-    bank = filled_bank(ours := small_model())
+    cast = filled_cast(ours := small_model())
     theirs = get_peft_model(small_model(), LoraConfig(r=4, lora_alpha=2, target_modules=["0", "3"]))
     state = {
         f"base_model.model.{name.replace('.weight', '.default.weight')}": tensor
-        for name, tensor in bank.tensors(Role.STUDENT).items()
+        for name, tensor in cast.tensors(Role.STUDENT).items()
     }
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not unexpected
@@ -46,8 +47,8 @@ def test_the_teacher_is_the_untouched_base_and_a_new_adapter_changes_nothing() -
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(4))
     expected = small_model()(x)
     model = small_model()
-    bank = attach(model, [r"^\d+$"])
-    bank.add(Role.STUDENT, rank=2, alpha=2.0, generator=torch.Generator().manual_seed(0))
+    policy = LoraPolicy((r"^\d+$",), 2, 2.0)
+    Cast(model, {}).add(Role.STUDENT, policy, torch.Generator().manual_seed(0))
     for role in (Role.TEACHER, Role.STUDENT):
         with acting_as(role):
             torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
@@ -55,35 +56,38 @@ def test_the_teacher_is_the_untouched_base_and_a_new_adapter_changes_nothing() -
 
 def test_blend_is_an_exponential_average() -> None:
     model = small_model()
-    bank = filled_bank(model)
-    bank.add(Role.AVERAGE, rank=4, alpha=2.0, generator=torch.Generator().manual_seed(9))
-    before = {k: v.clone() for k, v in bank.tensors(Role.AVERAGE).items()}
-    bank.blend(Role.AVERAGE, Role.STUDENT, keep=0.75)
-    for name, value in bank.tensors(Role.AVERAGE).items():
-        expected = 0.75 * before[name] + 0.25 * bank.tensors(Role.STUDENT)[name]
+    cast = filled_cast(model)
+    policy = LoraPolicy((r"^\d+$",), 4, 2.0)
+    cast.add(Role.AVERAGE, policy, torch.Generator().manual_seed(9))
+    before = {k: v.clone() for k, v in cast.tensors(Role.AVERAGE).items()}
+    cast.blend(Role.AVERAGE, Role.STUDENT, keep=0.75)
+    for name, value in cast.tensors(Role.AVERAGE).items():
+        expected = 0.75 * before[name] + 0.25 * cast.tensors(Role.STUDENT)[name]
         torch.testing.assert_close(value, expected)
 
 
 def test_loading_another_shape_or_name_is_refused() -> None:
-    bank = filled_bank(small_model())
-    wrong_rank = filled_bank(small_model(), rank=2).tensors(Role.STUDENT)
+    cast = filled_cast(small_model())
+    wrong_rank = filled_cast(small_model(), rank=2).tensors(Role.STUDENT)
     with pytest.raises(AdapterError, match="lora.rank"):
-        bank.load(Role.STUDENT, wrong_rank)
+        cast.load(Role.STUDENT, wrong_rank)
     with pytest.raises(AdapterError, match="do not match this base"):
-        bank.load(Role.STUDENT, {"x.lora_A.weight": torch.zeros(1)})
+        cast.load(Role.STUDENT, {"x.lora_A.weight": torch.zeros(1)})
 
 
 def test_a_target_that_matches_nothing_is_an_error() -> None:
     with pytest.raises(ConfigError, match="match no linear or conv layer"):
-        attach(small_model(), [r"^\d+$", "transformer_blocks"])
+        Cast(small_model(), {}).add(
+            Role.STUDENT, LoraPolicy((r"^\d+$", "transformer_blocks"), 2, 2.0), torch.Generator()
+        )
 
 
 def test_a_half_precision_base_keeps_float32_adapters() -> None:
     model = small_model().to(torch.bfloat16)
-    bank = filled_bank(model)
-    assert {p.dtype for p in bank.parameters(Role.STUDENT)} == {torch.float32}
+    cast = filled_cast(model)
+    assert {p.dtype for p in cast.parameters(Role.STUDENT)} == {torch.float32}
     with acting_as(Role.STUDENT):
         output = model(torch.ones(1, 3, 8, 8, dtype=torch.bfloat16))
     assert output.dtype == torch.bfloat16
     output.float().sum().backward()
-    assert all(p.grad is not None for p in bank.parameters(Role.STUDENT))
+    assert all(p.grad is not None for p in cast.parameters(Role.STUDENT))

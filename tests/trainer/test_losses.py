@@ -25,10 +25,11 @@ def test_the_gradient_is_zero_when_student_and_teacher_agree(schedule: Flow | Vp
     levels = levels_at(schedule, torch.rand(64, generator=generator))
     sample = sampling.add_noise(x0, torch.randn(x0.shape, generator=generator), levels)
     x0_hat = mixture().denoise(sample, levels)
-    matched = losses.dmd_gradient(x0, x0_hat, x0_hat, floor=0.05)
-    assert matched.gradient.abs().max() == 0.0
-    assert matched.cosine == pytest.approx(1.0, abs=1e-5)
-    assert matched.relative_gap == 0.0
+    scale = losses.mean_abs_scale(x0, x0_hat, 0.05)
+    assert losses.score_gradient(x0, x0_hat, x0_hat, scale).abs().max() == 0.0
+    health = losses.match_health(x0, x0_hat, x0_hat)
+    assert health.cosine == pytest.approx(1.0, abs=1e-5)
+    assert health.relative_gap == 0.0
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -42,13 +43,13 @@ def test_the_gradient_of_a_shifted_gaussian_has_the_closed_form(schedule: Flow |
     levels = levels_at(schedule, 0.1 + 0.8 * torch.rand(256, generator=generator))
     sample = sampling.add_noise(x0, torch.randn(x0.shape, generator=generator), levels)
     teacher_x0, critic_x0 = teacher.denoise(sample, levels), critic.denoise(sample, levels)
-    matched = losses.dmd_gradient(x0, teacher_x0, critic_x0, floor=0.0)
+    scale = losses.mean_abs_scale(x0, teacher_x0, 0.0)
+    gradient = losses.score_gradient(x0, teacher_x0, critic_x0, scale)
     expected = (m_student - m) * levels.sigma**2 / (levels.alpha**2 * v + levels.sigma**2)
-    scale = (x0 - teacher_x0).abs().mean(dim=(1, 2, 3), keepdim=True)
     torch.testing.assert_close(
-        matched.gradient * scale, expected.expand_as(x0), rtol=1e-3, atol=1e-3
+        gradient * scale, expected.expand_as(x0), rtol=1e-3, atol=1e-3
     )
-    assert (matched.gradient > 0).all()  # downhill lowers a student that is too high
+    assert (gradient > 0).all()  # downhill lowers a student that is too high
 
 
 def test_the_surrogate_has_exactly_the_gradient_it_was_given() -> None:
@@ -60,13 +61,22 @@ def test_the_surrogate_has_exactly_the_gradient_it_was_given() -> None:
 
 def test_the_floor_bounds_the_gradient_at_convergence() -> None:
     x0 = torch.zeros(2, 1, 4, 4)
-    matched = losses.dmd_gradient(x0, x0 + 1e-6, x0 - 1e-6, floor=0.05)
-    assert matched.gradient.abs().max() <= 2e-6 / 0.05 + 1e-9
+    scale = losses.mean_abs_scale(x0, x0 + 1e-6, 0.05)
+    assert losses.score_gradient(x0, x0 + 1e-6, x0 - 1e-6, scale).abs().max() <= 2e-6 / 0.05 + 1e-9
+
+
+def test_more_attraction_pulls_harder_and_more_repulsion_pushes_harder() -> None:
+    x0 = torch.zeros(1, 1)
+    teacher, critic, scale = x0 + 2.0, x0 - 1.0, torch.ones(1, 1)
+    plain = losses.score_gradient(x0, teacher, critic, scale)
+    assert plain.item() == -3.0
+    assert losses.score_gradient(x0, teacher, critic, scale, attract=2.0).item() == -5.0
+    assert losses.score_gradient(x0, teacher, critic, scale, repel=2.0).item() == -4.0
 
 
 def test_different_shapes_are_refused() -> None:
     with pytest.raises(ShapeError, match="must have one shape"):
-        losses.dmd_gradient(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 3), 0.05)
+        losses.match_health(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize(

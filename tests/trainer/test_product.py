@@ -17,16 +17,19 @@ from fewstep.noise import NoiseBatch
 from fewstep.recipe_plan import plan_steps
 from fewstep.sampling import to_x0
 from fewstep.trainer.config import (
-    DmdConfig,
+    DataConfig,
     EvaluationConfig,
     GridConfig,
     LoraConfig,
     TrainConfig,
-    WarmStartConfig,
 )
-from fewstep.trainer.generate import generate
+from fewstep.trainer.generate import generate, one_speaker
 from fewstep.trainer.loop import train
+from fewstep.trainer.methods.sfd import TrajectoryConfig
+from fewstep.trainer.methods.shared import MatchConfig
+from fewstep.trainer.methods.warm_dmd2 import WarmDmd2
 from fewstep.trainer.roles import Role
+from fewstep.trainer.run_state import restore_run
 from fewstep.trainer.setup import build_run
 from fewstep.trajectory import sample_trajectory
 
@@ -47,7 +50,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_for(models: Path, kind: str, out: Path) -> TrainConfig:
     return TrainConfig(
         model=str(models / kind),
-        prompts=str(models / "prompts.txt"),
+        data=DataConfig(prompts=str(models / "prompts.txt")),
         out=out,
         batch_size=2,
         max_sequence_length=1 if kind == "sd3" else 0,
@@ -55,8 +58,10 @@ def config_for(models: Path, kind: str, out: Path) -> TrainConfig:
         ema_decay=0.5,
         evaluation=EvaluationConfig(every=0),
         lora=LoraConfig(rank=4, critic_rank=4, alpha=2.0),
-        warm_start=WarmStartConfig(num_steps=2, learning_rate=0.05, teacher_substeps=1),
-        dmd=DmdConfig(num_steps=1, critic_updates=1, critic_warmup=1),
+        method=WarmDmd2(
+            warm_start=TrajectoryConfig(num_steps=2, learning_rate=0.05, teacher_substeps=1),
+            match=MatchConfig(num_steps=1, critic_updates=1, critic_warmup=1),
+        ),
         device="cpu",
     )
 
@@ -80,16 +85,14 @@ def by_trainer(config: TrainConfig) -> Tensor:
     run = build_run(config)
     found = checkpoint.latest(run.folder.checkpoints)
     assert found is not None
-    run.restore(found)
+    restore_run(run, found)
     return generate(
-        run.backbone,
-        run.setting.book,
-        run.setting.path,
-        role=Role.AVERAGE,
+        run.setting,
+        run.frame.path,
+        speaker=one_speaker(Role.AVERAGE),
         guidance_scale=1.0,
         prompts=[0, 1],
         seeds=SEEDS,
-        shape=run.shape,
     )
 
 
@@ -110,14 +113,12 @@ def test_the_adapter_changes_the_picture(trained: TrainConfig) -> None:
     expected = by_trainer(trained)
     run = build_run(replace(trained, out=trained.out.parent / "fresh"))
     untouched = generate(
-        run.backbone,
-        run.setting.book,
-        run.setting.path,
-        role=Role.TEACHER,
+        run.setting,
+        run.frame.path,
+        speaker=one_speaker(Role.TEACHER),
         guidance_scale=1.0,
         prompts=[0, 1],
         seeds=SEEDS,
-        shape=run.shape,
     )
     assert relative_error(expected, untouched) > 0.01
 
@@ -164,7 +165,7 @@ def test_the_file_carries_the_grid_that_was_trained(trained: TrainConfig) -> Non
     assert recipe.sampler.stochasticity == 1.0
     assert recipe.guidance.mode == "none"
     assert recipe.provenance.config_hash == trained.digest()
-    assert recipe.provenance.objective == "trajectory warm start 2 steps, then dmd2 1 steps"
+    assert recipe.provenance.objective == "warm-dmd2, 3 steps"
 
 
 def test_the_run_folder_tells_the_whole_story(trained: TrainConfig) -> None:
@@ -173,7 +174,7 @@ def test_the_run_folder_tells_the_whole_story(trained: TrainConfig) -> None:
     rows = [json.loads(r) for r in (trained.out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert "loss/trajectory" in rows[0]
-    assert {"loss/dmd", "loss/critic", "health/dm_cos", "health/dm_rel_gap"} <= set(rows[2])
+    assert {"loss/dm", "loss/critic", "health/dm_cos", "health/dm_rel_gap"} <= set(rows[2])
     assert len(list((trained.out / "samples").glob("*.png"))) == 3
     config = json.loads((trained.out / "config.json").read_text())
     assert TrainConfig.from_dict(config) == trained
@@ -195,4 +196,4 @@ def test_half_precision_bases_train(models: Path, tmp_path: Path, precision: Any
     found = checkpoint.latest(run.folder.checkpoints)
     assert found is not None
     assert all(torch.isfinite(t.float()).all() for t in found.tensors.values())
-    assert found.tensors["student/transformer_blocks.0.attn.to_q.lora_B.weight"].abs().max() > 0
+    assert found.tensors["role/student/transformer_blocks.0.attn.to_q.lora_B.weight"].abs().max() > 0

@@ -16,14 +16,12 @@ from fewstep.digits.models import build_autoencoder
 from fewstep.digits.teachers import build_sd3
 from fewstep.errors import CheckpointError
 from fewstep.trainer import checkpoint
-from fewstep.trainer.config import (
-    DmdConfig,
-    EvaluationConfig,
-    LoraConfig,
-    TrainConfig,
-    WarmStartConfig,
-)
+from fewstep.trainer.config import DataConfig, EvaluationConfig, LoraConfig, TrainConfig
 from fewstep.trainer.loop import advance, train
+from fewstep.trainer.methods.sfd import TrajectoryConfig
+from fewstep.trainer.methods.shared import MatchConfig
+from fewstep.trainer.methods.warm_dmd2 import WarmDmd2
+from fewstep.trainer.run_state import save_run
 from fewstep.trainer.setup import build_run
 
 
@@ -40,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_for(model: Path, out: Path) -> TrainConfig:
     return TrainConfig(
         model=str(model / "sd3"),
-        prompts=str(model / "prompts.txt"),
+        data=DataConfig(prompts=str(model / "prompts.txt")),
         out=out,
         batch_size=4,
         accumulation=2,
@@ -49,8 +47,10 @@ def config_for(model: Path, out: Path) -> TrainConfig:
         sample_every=0,
         evaluation=EvaluationConfig(every=0),
         lora=LoraConfig(rank=2, critic_rank=2, alpha=2.0),
-        warm_start=WarmStartConfig(num_steps=2, teacher_substeps=2),
-        dmd=DmdConfig(num_steps=3, critic_updates=1, critic_warmup=2, ida=0.99),
+        method=WarmDmd2(
+            warm_start=TrajectoryConfig(num_steps=2, teacher_substeps=2),
+            match=MatchConfig(num_steps=3, critic_updates=1, critic_warmup=2, ida=0.99),
+        ),
         device="cpu",
     )
 
@@ -77,7 +77,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     run = build_run(config)
     for _ in range(stop_after):
         advance(run)
-    run.save()
+    save_run(run)
     del run
     train(config)
     mine, theirs = final_tensors(config.out), final_tensors(uninterrupted)
@@ -91,7 +91,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 def test_training_changes_the_adapters(uninterrupted: Path) -> None:
     tensors = final_tensors(uninterrupted)
     for role in ("student", "critic", "average"):
-        ups = [v for k, v in tensors.items() if k.startswith(f"{role}/") and "lora_B" in k]
+        ups = [v for k, v in tensors.items() if k.startswith(f"role/{role}/") and "lora_B" in k]
         assert ups
         assert max(float(v.abs().max()) for v in ups) > 0.0
 
@@ -133,7 +133,7 @@ def test_ctrl_c_saves_and_exits_with_130(model: Path, tmp_path: Path) -> None:
         "digits-4step",
         "--model",
         str(model / "sd3"),
-        "--prompts",
+        "--data.prompts",
         str(model / "prompts.txt"),
         "--out",
         str(out),

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
-from fewstep.trainer.lora import LoraBank, attach
+from fewstep.trainer.parameters.cast import Cast
+from fewstep.trainer.parameters.policies import LoraPolicy
 from fewstep.trainer.roles import Role, acting_as, current_role, role_checkpoint
 
 
@@ -24,21 +25,21 @@ class Stack(nn.Module):
         return x
 
 
-def build() -> tuple[Stack, LoraBank]:
+def build() -> tuple[Stack, Cast]:
     torch.manual_seed(0)
     stack = Stack()
-    bank = attach(stack, [r"blocks"])
+    cast = Cast(stack, {})
     generator = torch.Generator().manual_seed(1)
     for role in (Role.STUDENT, Role.CRITIC):
-        bank.add(role, rank=2, alpha=2.0, generator=generator)
-        for parameter in bank.parameters(role):
+        cast.add(role, LoraPolicy(("blocks",), 2, 2.0), generator)
+        for parameter in cast.parameters(role):
             parameter.data.normal_(generator=generator)
-    return stack, bank
+    return stack, cast
 
 
 def gradients(run: Any, role_in_backward: Role) -> dict[Role, Tensor]:
     """Forward as student, backward while another role is active."""
-    stack, bank = build()
+    stack, cast = build()
     x = torch.randn(4, 8, generator=torch.Generator().manual_seed(2)).requires_grad_()
     with acting_as(Role.STUDENT):
         loss = stack(x, run).square().mean()
@@ -48,7 +49,7 @@ def gradients(run: Any, role_in_backward: Role) -> dict[Role, Tensor]:
         role: torch.cat(
             [
                 torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
-                for p in bank.parameters(role)
+                for p in cast.parameters(role)
             ]
         )
         for role in (Role.STUDENT, Role.CRITIC)
@@ -101,13 +102,13 @@ def test_the_role_is_restored_after_an_error() -> None:
 
 
 def test_no_forward_ever_toggles_requires_grad() -> None:
-    stack, bank = build()
+    stack, cast = build()
     before = [p.requires_grad for p in stack.parameters()]
     for role in (Role.STUDENT, Role.CRITIC, Role.TEACHER):
         with acting_as(role):
             stack(torch.ones(1, 8))
     assert [p.requires_grad for p in stack.parameters()] == before
-    trained = {id(p) for role in (Role.STUDENT, Role.CRITIC) for p in bank.parameters(role)}
+    trained = {id(p) for role in (Role.STUDENT, Role.CRITIC) for p in cast.parameters(role)}
     assert {id(p) for p in stack.parameters() if p.requires_grad} == trained
 
 
@@ -130,11 +131,11 @@ def test_diffusers_checkpointing_on_a_real_transformer_is_exact() -> None:
             pooled_projection_dim=8,
             pos_embed_max_size=4,
         )
-        bank = attach(model, [r"attn\.", r"\.ff\."])
+        cast = Cast(model, {})
         generator = torch.Generator().manual_seed(1)
         for role in (Role.STUDENT, Role.CRITIC):
-            bank.add(role, rank=2, alpha=2.0, generator=generator)
-            for parameter in bank.parameters(role):
+            cast.add(role, LoraPolicy((r"attn\.", r"\.ff\."), 2, 2.0), generator)
+            for parameter in cast.parameters(role):
                 parameter.data.normal_(generator=generator)
         if use_checkpointing:
             model.enable_gradient_checkpointing(role_checkpoint)
@@ -150,7 +151,7 @@ def test_diffusers_checkpointing_on_a_real_transformer_is_exact() -> None:
         with acting_as(Role.CRITIC):
             model(**inputs)
             loss.backward()
-        return [p.grad for p in bank.parameters(Role.STUDENT) if p.grad is not None]
+        return [p.grad for p in cast.parameters(Role.STUDENT) if p.grad is not None]
 
     plain, checked = run(False), run(True)
     assert len(plain) == len(checked) > 0

@@ -1,152 +1,119 @@
-"""The stages on an exact teacher: a linear student reaches the data's mean and variance."""
+"""The loop and its stages on an exact teacher: a linear student reaches mean and variance."""
 
 import torch
 
-from fewstep.noise_schedule import Flow
-from fewstep.trainer.generate import even_levels, generate
-from fewstep.trainer.learner import Learner
+from fewstep.trainer.context import StepContext
+from fewstep.trainer.methods.dmd2 import Dmd2
+from fewstep.trainer.methods.sfd import Sfd, TrajectoryConfig
+from fewstep.trainer.methods.shared import MatchConfig
+from fewstep.trainer.methods.warm_dmd2 import WarmDmd2
 from fewstep.trainer.roles import Role
-from fewstep.trainer.rollout import StudentPath, TauLaw, draw, roll_out
-from fewstep.trainer.stages import DmdStage, Setting, TrajectoryStage, substeps
-from tests.trainer.analytic import MEAN, VARIANCE, exact_setup
+from fewstep.trainer.stages import Copy, Reset, Stage
+from tests.trainer.analytic import MEAN, VARIANCE, exact_path, exact_run, finish, moments
 
-SHAPE = (4, 1, 1)
-
-
-def learner(parameters: list, rate: float, beta1: float = 0.0) -> Learner:  # noqa: ANN001
-    return Learner(
-        parameters, learning_rate=rate, betas=(beta1, 0.99), grad_clip=10.0, scale_loss=False
-    )
+MATCH = MatchConfig(
+    num_steps=200,
+    learning_rate=0.02,
+    critic_learning_rate=0.04,
+    critic_updates=4,
+    critic_warmup=0,
+)
 
 
 def test_a_linear_student_reaches_mean_and_variance_by_distribution_matching() -> None:
     """From the posterior mean (variance 0) to N(1.5, 0.25), seeing only scores."""
-    backbone, bank, book = exact_setup()
-    path = StudentPath(even_levels(backbone, 1), Flow(), 0.0)
-    stage = DmdStage(Setting(backbone, book, path, 1.0), normaliser_floor=0.05)
-    student = learner(bank.parameters(Role.STUDENT), 0.01)
-    critic = learner(bank.parameters(Role.CRITIC), 0.02)
-    generator = torch.Generator().manual_seed(0)
-
-    def draws():  # noqa: ANN202
-        return draw(
-            book,
-            path,
-            SHAPE,
-            256,
-            tau=TauLaw(0.02, 0.98),
-            generator=generator,
-            device=torch.device("cpu"),
-        )
-
-    def student_variance() -> tuple[float, float]:
-        x0 = roll_out(backbone, path, draws(), book.conditions.expand(256), with_grad=False).x0
-        return x0.mean().item(), x0.var().item()
-
-    assert student_variance()[1] < 0.01
-    for step in range(400):
-        fade = 1.0 - step / 400
-        for _ in range(4):
-            critic.update([lambda: stage.critic_loss(draws())], 1.0)
-        student.update([lambda: stage.student_loss(draws())], fade)
-    mean, variance = student_variance()
+    run = exact_run(Dmd2(match=MATCH), batch_size=128)
+    assert moments(run)[1] < 0.01
+    mean, variance = moments(finish(run))
     assert abs(mean - MEAN) < 0.08
     assert abs(variance / VARIANCE - 1.0) < 0.25
 
 
 def test_a_linear_student_follows_the_teachers_trajectory() -> None:
-    """Two student steps land where eight teacher steps do."""
-    backbone, bank, book = exact_setup()
-    path = StudentPath(even_levels(backbone, 2), Flow(), 0.0)
-    stage = TrajectoryStage(Setting(backbone, book, path, 1.0), teacher_substeps=16)
-    student = learner(bank.parameters(Role.STUDENT), 0.02, beta1=0.9)
-    generator = torch.Generator().manual_seed(0)
-    for step in range(300):
-        batch = draw(
-            book,
-            path,
-            SHAPE,
-            128,
-            tau=TauLaw(0.0, 1.0),
-            generator=generator,
-            device=torch.device("cpu"),
-        )
-        student.update([lambda: stage.student_loss(batch)], 1.0 - step / 300)  # noqa: B023
+    """Two student steps land where sixteen teacher steps do."""
+    config = TrajectoryConfig(num_steps=200, learning_rate=0.02, teacher_substeps=16)
+    run = exact_run(Sfd(trajectory=config), num_steps=2, batch_size=64)
+    before = moments(run)[1]
+    mean, variance = moments(finish(run))
+    assert before < 0.2 * VARIANCE
+    assert abs(mean - MEAN) < 0.08
+    assert 0.75 < variance / VARIANCE < 1.1
 
-    def latents(role: Role, steps: int) -> torch.Tensor:
-        grid = StudentPath(even_levels(backbone, steps), Flow(), 0.0)
-        return generate(
-            backbone,
-            book,
-            grid,
-            role=role,
-            guidance_scale=1.0,
-            prompts=[0] * 200,
-            seeds=range(200),
-            shape=SHAPE,
-        )
 
-    truth = latents(Role.TEACHER, 32)
-    untrained = (latents(Role.TEACHER, 2) - truth).square().mean()
-    trained = (latents(Role.STUDENT, 2) - truth).square().mean()
-    assert trained < 0.05 * untrained
+def loss_of(run: object, context: StepContext) -> torch.Tensor:
+    stage: Stage = run.stage  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.stack([part.term.loss(context)[0] for part in stage.terms]).sum()
 
 
 def test_accumulated_parts_give_the_gradient_of_the_large_batch() -> None:
     found = []
-    for parts in (1, 4):
-        backbone, bank, book = exact_setup()
-        for parameter in bank.parameters(Role.STUDENT):
+    for accumulation in (1, 4):
+        run = exact_run(Dmd2(match=MATCH), num_steps=4, batch_size=16, stochasticity=0.5)
+        object.__setattr__(run.config, "accumulation", accumulation)
+        parameters = run.setting.cast.parameters(Role.STUDENT)
+        for parameter in parameters:
             parameter.data.add_(0.1)
-        path = StudentPath(even_levels(backbone, 4), Flow(), 0.5)
-        stage = DmdStage(Setting(backbone, book, path, 1.0), normaliser_floor=0.05)
-        batch = draw(
-            book,
-            path,
-            SHAPE,
-            16,
-            tau=TauLaw(0.02, 0.98),
-            generator=torch.Generator().manual_seed(5),
-            device=torch.device("cpu"),
-        )
-        losses = [stage.student_loss(part)[0] / parts for part in batch.split(parts)]
-        total = torch.stack(losses).sum()
-        total.backward()
-        found.append([p.grad for p in bank.parameters(Role.STUDENT)])
+        parts = run.contexts(0, with_grad=True)
+        assert len(parts) == accumulation
+        sum(loss_of(run, part) / accumulation for part in parts).backward()  # pyright: ignore
+        found.append([p.grad for p in parameters])
     for whole, accumulated in zip(*found, strict=True):
         torch.testing.assert_close(whole, accumulated, rtol=1e-5, atol=1e-7)
 
 
 def test_only_the_intended_role_gets_gradients() -> None:
-    backbone, bank, book = exact_setup()
-    path = StudentPath(even_levels(backbone, 4), Flow(), 0.0)
-    stage = DmdStage(Setting(backbone, book, path, 2.0), normaliser_floor=0.05)
-    batch = draw(
-        book,
-        path,
-        SHAPE,
-        8,
-        tau=TauLaw(0.02, 0.98),
-        generator=torch.Generator().manual_seed(0),
-        device=torch.device("cpu"),
-    )
-    for loss_of, trained, other in (
-        (stage.student_loss, Role.STUDENT, Role.CRITIC),
-        (stage.critic_loss, Role.CRITIC, Role.STUDENT),
-    ):
-        loss_of(batch)[0].backward()
-        assert all(p.grad is not None for p in bank.parameters(trained))
-        assert all(p.grad is None for p in bank.parameters(other))
-        for parameter in bank.parameters(trained):
-            parameter.grad = None
-    frozen = backbone.network.get_parameter("head.base.weight")
-    assert frozen.grad is None
+    run = exact_run(Dmd2(match=MATCH), num_steps=4, batch_size=8)
+    cast = run.setting.cast
+    before = {r: [p.detach().clone() for p in cast.parameters(Role(r))] for r in cast.policies}
+
+    def changed(role: Role) -> bool:
+        pairs = zip(before[role.name], cast.parameters(role), strict=True)
+        return any(not torch.equal(a, b) for a, b in pairs)
+
+    run.update_critic(1)
+    assert changed(Role.CRITIC)
+    assert not changed(Role.STUDENT)
+    run.update_student()
+    assert changed(Role.STUDENT)
+    assert all(p.grad is None for role in cast.policies for p in cast.parameters(Role(role)))
+    assert run.backbone.denoiser.get_parameter("head.base.weight").grad is None
 
 
-def test_substeps_divide_a_step_evenly() -> None:
-    backbone, _, _ = exact_setup()
-    path = StudentPath(even_levels(backbone, 4), Flow(), 0.0)
-    stops = substeps(path, path.levels[0], path.levels[1], 5)
-    assert [round(level.timestep) for level in stops] == [1000, 950, 900, 850, 800, 750]
-    assert stops[0] is path.levels[0]
-    assert stops[-1] is path.levels[1]
+def test_the_second_stage_starts_from_the_average_with_fresh_optimizers() -> None:
+    warm = TrajectoryConfig(num_steps=3, learning_rate=0.05, teacher_substeps=2)
+    match = MatchConfig(num_steps=1, critic_warmup=0, critic_updates=1)
+    run = exact_run(WarmDmd2(warm_start=warm, match=match), num_steps=2, batch_size=8)
+    seen = []
+
+    def look(run: object) -> None:
+        cast = run.setting.cast  # pyright: ignore[reportAttributeAccessIssue]
+        student, average = cast.tensors(Role.STUDENT), cast.tensors(Role.AVERAGE)
+        seen.append(all(torch.equal(student[name], average[name]) for name in student))
+
+    finish(run, look)
+    assert seen == [False, False, True, True]  # equal on both seams: the last stage ends alike
+    assert run.step == 4
+    assert run.student is None
+
+
+def test_actions_happen_once_each_at_their_moment() -> None:
+    early, late = Reset(Role.CRITIC), Copy(Role.CRITIC, Role.STUDENT, at=0.5)
+    stage = Stage(name="x", num_steps=4, actions=(early, late))
+    assert stage.due(0.0, 0.0, is_first=True) == [early]
+    assert stage.due(0.0, 0.25, is_first=False) == []
+    assert stage.due(0.25, 0.5, is_first=False) == [late]
+    assert stage.due(0.5, 0.75, is_first=False) == []
+
+
+def test_a_budget_counts_network_calls_and_ends_the_run() -> None:
+    run = exact_run(Dmd2(match=MATCH), num_steps=1, batch_size=8)
+    object.__setattr__(run.config, "budget", 8 * 100)
+    finish(run)
+    # a step: four critic updates (rollout, critic) and the student's (rollout, teacher, critic)
+    assert sum(run.backbone.evaluations.values()) == 8 * 110
+    assert run.backbone.evaluations["critic"] == 8 * 50
+
+
+def test_the_exact_path_is_even() -> None:
+    path = exact_path(4)
+    assert [round(level.timestep) for level in path.levels] == [1000, 750, 500, 250, 0]

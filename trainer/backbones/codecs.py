@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from typing import Any, final
 
 import torch
-from diffusers.models.autoencoders.vae import EncoderOutput
 from torch import Tensor
 
 
@@ -91,9 +90,8 @@ class VideoCodec(Codec):
 
 
 def _encoded(vae: Any, images: Tensor) -> Tensor:
-    found = vae.encode(images.to(vae.device, vae.dtype))
-    mean = found.latent if isinstance(found, EncoderOutput) else found.latent_dist.mean
-    return mean.float()
+    found = vae.encode(images.to(vae.device, vae.dtype), return_dict=False)[0]
+    return (found if isinstance(found, Tensor) else found.mean).float()  # Tiny and DC have no mean
 
 
 def _per_channel(values: list[float], latents: Tensor) -> Tensor:

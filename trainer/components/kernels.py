@@ -121,6 +121,32 @@ class Shared(Kernel):
         return rolled.x0
 
 
+@dataclass(frozen=True, slots=True)
+class OwnPrediction(Kernel):
+    """Noises as `inner`, but the critic is told the student's own clean prediction.
+
+    The critic then answers E[x0_student | x_tau] instead of what Tweedie says of x_tau: the same
+    where the noise left in x_s is independent of that prediction (re-noising), biased where a
+    deterministic step carried it along. TDM's choice; `critics.ImportanceWeight` goes with it.
+
+    Attributes:
+        inner: The noising law.
+
+    Source:
+        TDM, arXiv:2503.06674 (Luo-Yihong/TDM).
+    """
+
+    inner: Kernel
+
+    def noised(
+        self, rolled: Rolled, positions: Tensor, epsilon: Tensor, schedule: NoiseSchedule
+    ) -> Noised:
+        return self.inner.noised(rolled, positions, epsilon, schedule)
+
+    def critic_x0(self, rolled: Rolled, noised: Noised) -> Tensor:
+        return rolled.x0
+
+
 @torch.no_grad()
 def transition_score_x0(noised: Noised) -> Tensor:
     """Tweedie's x0 of one transition, `(x_tau - sigma^2 epsilon / b) / alpha`: the definition that

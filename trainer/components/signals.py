@@ -31,8 +31,7 @@ class MeanAbs(Normaliser):
     floor: float = 0.05
 
     def scale(self, x0: Tensor, target: Tensor, question: Question) -> Tensor:
-        over = tuple(range(1, x0.ndim))
-        return (x0 - target).abs().mean(dim=over, keepdim=True).clamp(min=self.floor)
+        return losses.mean_abs_scale(x0, target, self.floor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,45 @@ class InverseVariance(Normaliser):
 
     def scale(self, x0: Tensor, target: Tensor, question: Question) -> Tensor:
         return question.probe.levels.sigma.square().reciprocal()
+
+
+class Pull(ABC):
+    """Interface: how the student follows a gradient in x0."""
+
+    @abstractmethod
+    def loss(self, x0: Tensor, gradient: Tensor, scale: Tensor) -> Tensor:
+        """A scalar loss of the student.
+
+        Args:
+            x0: Student output, shape (B, ...), with its gradient.
+            gradient: Where not to go, not normalised, detached; shape of `x0`.
+            scale: Normaliser, shape (B, 1, ...), above 0.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class SquaredPull(Pull):
+    """The gradient itself: half the squared distance to `x0 - gradient / scale` (DMD)."""
+
+    def loss(self, x0: Tensor, gradient: Tensor, scale: Tensor) -> Tensor:
+        return losses.surrogate_loss(x0, gradient / scale)
+
+
+@dataclass(frozen=True, slots=True)
+class HuberPull(Pull):
+    """Pseudo-Huber distance to `x0 - gradient`, over the scale: every value moves at most as fast.
+
+    Attributes:
+        c: Differences below it count squared, above it by their size.
+
+    Source:
+        TDM, arXiv:2503.06674 (Luo-Yihong/TDM): c = 0.001.
+    """
+
+    c: float = 1e-3
+
+    def loss(self, x0: Tensor, gradient: Tensor, scale: Tensor) -> Tensor:
+        return losses.pseudo_huber_loss(x0, gradient, scale, self.c)
 
 
 class GradientWeight(ABC):
@@ -70,6 +108,7 @@ class ScoreDifference(Term):
         tau: To which level.
         normaliser: Per-sample scale.
         weights: Further factors, multiplied.
+        pull: How the student follows the gradient.
         name: Of its probe; terms of the same name and laws share teacher and critic calls.
 
     Source:
@@ -83,6 +122,7 @@ class ScoreDifference(Term):
     tau: TauLaw = TauLaw()
     normaliser: Normaliser = MeanAbs()
     weights: tuple[GradientWeight, ...] = ()
+    pull: Pull = SquaredPull()
     name: str = "dm"
 
     def loss(self, context: StepContext) -> TermLoss:
@@ -92,7 +132,8 @@ class ScoreDifference(Term):
         critic = self.critic.x0(question.probe, context.progress)
         with torch.no_grad():
             gradient = self._gradient(context, question, teacher, critic)
-        loss = losses.surrogate_loss(x0, gradient)
+            scale = self.normaliser.scale(x0.float(), teacher, question)
+        loss = self.pull.loss(x0, gradient, scale)
         health = losses.match_health(x0, teacher, critic)
         return loss, {
             f"loss/{self.name}": loss.item(),
@@ -109,9 +150,10 @@ class ScoreDifference(Term):
             more_attract, more_repel = weight.of(context, question)
             attract, repel = attract * more_attract, repel * more_repel
         column = (-1, *[1] * (x0.ndim - 1))
-        pull = attract.reshape(column) * (teacher - x0)
-        push = repel.reshape(column) * (critic - x0)
-        return (push - pull) / self.normaliser.scale(x0, teacher, question)
+        whole = torch.ones((), device=x0.device)
+        return losses.score_gradient(
+            x0, teacher, critic, whole, attract.reshape(column), repel.reshape(column)
+        )
 
 
 @dataclass(frozen=True, slots=True)

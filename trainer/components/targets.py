@@ -158,7 +158,7 @@ class Annealed(Target):
         until: Share of the stage after which the target is the teacher.
 
     Source:
-        DMDR (vvvvvjdy/dmdr): real score = base + scaled guidance LoRA.
+        DMDR, arXiv:2511.13649 (vvvvvjdy/dmdr): real score = base + scaled guidance LoRA.
     """
 
     law: GuidanceLaw
@@ -185,13 +185,22 @@ class AlongPath(Target):
 
     Attributes:
         stops: Targets in the order they are aimed at.
+        arrive: Share of the stage after which the last is aimed at; those before it share that.
+
+    Source:
+        DisBack, arXiv:2408.15991.
     """
 
     stops: tuple[Target, ...]
+    arrive: float
+
+    def index(self, progress: float) -> int:
+        """Which stop is aimed at, at a progress."""
+        last = len(self.stops) - 1
+        return last if progress >= self.arrive else int(progress / self.arrive * last)
 
     def x0(self, probe: Probe, progress: float) -> Tensor:
-        index = min(int(progress * len(self.stops)), len(self.stops) - 1)
-        return self.stops[index].x0(probe, progress)
+        return self.stops[self.index(progress)].x0(probe, progress)
 
 
 def ddim(sample: Tensor, x0: Tensor, now: Levels, following: Levels) -> Tensor:

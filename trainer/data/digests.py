@@ -28,9 +28,15 @@ def module_digest(module: nn.Module) -> str:
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode("utf-8"))
         if isinstance(value, Tensor):
-            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(data.numpy().data)
+            digest.update(tensor_digest(value).encode())
+    return digest.hexdigest()
+
+
+def tensor_digest(values: Tensor) -> str:
+    """Digest of a tensor's type, shape and bytes."""
+    digest = hashlib.sha256(f"{values.dtype}{tuple(values.shape)}".encode())
+    data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    digest.update(data.numpy().data)
     return digest.hexdigest()
 
 

@@ -10,17 +10,18 @@ from torch import Tensor
 
 from fewstep.errors import ConfigError
 from fewstep.trainer.backbones.backbone import Backbone
-from fewstep.trainer.data.cache import OnProgress, quiet
+from fewstep.trainer.data.cache import OnProgress, ShardCache, quiet
 from fewstep.trainer.data.condition_shards import located
+from fewstep.trainer.data.digests import tensor_digest
 from fewstep.trainer.data.images import ImageSource, read_images
 from fewstep.trainer.data.latent_files import LatentFile, LatentFiles
-from fewstep.trainer.data.picture_latents import Encoded, encode_pictures
+from fewstep.trainer.data.picture_latents import Encoded, encode_pictures, vae_facts
 from fewstep.trainer.data.pictures import Picture
 from fewstep.trainer.data.prompt_book import PromptBook
 from fewstep.trainer.data.prompt_files import PromptList
 from fewstep.trainer.data.rows import BadRowError, BadRows
 
-DIGITS_BATCH = 64
+DIGITS_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,8 @@ def build_latent_book(
 def digits_latents(backbone: Backbone, book: PromptBook) -> LatentBook:
     """Latents of the shipped real digits: 1797, each with a prompt that asks for its digit.
 
-    Pictures of one digit take the prompts of its group in turn.
+    Pictures of one digit take the prompts of its group in turn. Encoding takes about 20 s on a CPU,
+    so the latents are kept beside the teachers' folders (`fewstep.digits.weights.cache_root`).
 
     Args:
         backbone: Of a digits teacher.
@@ -158,6 +160,7 @@ def digits_latents(backbone: Backbone, book: PromptBook) -> LatentBook:
         MissingExtraError: scikit-learn is not installed.
     """
     from fewstep.digits.data import load_digits
+    from fewstep.digits.weights import cache_root
 
     digits = load_digits()
     asking: dict[str, list[int]] = {}
@@ -171,12 +174,19 @@ def digits_latents(backbone: Backbone, book: PromptBook) -> LatentBook:
         )
     turns = {group: cycle(rows) for group, rows in asking.items()}
     prompt = [next(turns[str(label)]) for label in digits.labels.tolist()]
-    images = torch.from_numpy(digits.images).permute(0, 3, 1, 2)
-    latents = [
-        backbone.encode_images(part.float() / 255.0).float().cpu()
-        for part in images.split(DIGITS_BATCH)
-    ]
-    return LatentBook((LatentBucket((torch.cat(latents),), torch.tensor(prompt)),))
+    images = torch.from_numpy(digits.images)
+
+    def make() -> dict[str, Tensor]:
+        parts = images.permute(0, 3, 1, 2).split(DIGITS_BATCH)
+        return {"latents": torch.cat([_encoded_digits(backbone, part) for part in parts])}
+
+    shards = ShardCache(cache_root(), "latents", vae_facts(backbone))
+    latents = shards.shard(["digits", tensor_digest(images)], make)["latents"]
+    return LatentBook((LatentBucket((latents,), torch.tensor(prompt)),))
+
+
+def _encoded_digits(backbone: Backbone, images: Tensor) -> Tensor:
+    return backbone.encode_images(images.float() / 255.0).float().cpu()
 
 
 def _is_known(picture: Picture, rows: Mapping[str, int], bad: BadRows) -> bool:

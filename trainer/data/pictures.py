@@ -135,7 +135,9 @@ def measured(place: Place, caption: str) -> Picture:
         BadRowError: No picture.
     """
     with _opened(place) as image:
-        turned = image.getexif().get(ORIENTATION) in SIDEWAYS
+        # Pillow would decode a whole PNG to see whether EXIF data follows the pixels.
+        is_plain = image.format == "PNG" and "exif" not in image.info
+        turned = not is_plain and image.getexif().get(ORIENTATION) in SIDEWAYS
         height, width = (image.width, image.height) if turned else (image.height, image.width)
         return Picture(place, caption, height, width)
 

@@ -90,9 +90,7 @@ def open_dataset(source: str, column: str, group_column: str) -> Table:
         raise ConfigError(f"{source} cannot be understood; write {FORM} (limit takes the first N)")
     if column and match["column"] and column != match["column"]:
         raise ConfigError(f"{source} names another column than {column}; name it once")
-    data = _load(source, match["name"], match["split"] or "train")
-    # A stream without a schema knows its columns by its first row only.
-    names = data.column_names or list(next(iter(data), {}))
+    data, names = _load(source, match["name"], match["split"] or "train")
     chosen = choose_column(names, match["column"] or column, source)
     wanted = [chosen]
     if group_column:
@@ -100,8 +98,8 @@ def open_dataset(source: str, column: str, group_column: str) -> Table:
     return Table(_dataset_rows(source, data.select_columns(list(dict.fromkeys(wanted)))), chosen)
 
 
-def _load(source: str, name: str, split: str) -> Any:
-    """A dataset that is read as it is iterated."""
+def _load(source: str, name: str, split: str) -> tuple[Any, list[str]]:
+    """A dataset that is read as it is iterated, and the names of its columns."""
     try:
         import datasets
         from datasets.exceptions import DatasetsError
@@ -110,11 +108,14 @@ def _load(source: str, name: str, split: str) -> Any:
     folder = Path(name).expanduser()
     try:
         if (folder / "dataset_dict.json").is_file():
-            return datasets.DatasetDict.load_from_disk(str(folder))[split]
-        if (folder / "state.json").is_file():
-            return datasets.Dataset.load_from_disk(str(folder))
-        path = str(folder) if folder.is_dir() else name
-        return datasets.load_dataset(path, split=split, streaming=True)
+            data = datasets.DatasetDict.load_from_disk(str(folder))[split]
+        elif (folder / "state.json").is_file():
+            data = datasets.Dataset.load_from_disk(str(folder))
+        else:
+            path = str(folder) if folder.is_dir() else name
+            data = datasets.load_dataset(path, split=split, streaming=True)
+        # A stream without a schema knows its columns by its first row only.
+        return data, data.column_names or list(next(iter(data), {}))
     except KeyError as error:
         raise ConfigError(f"{source} has no split {split}; name one it has") from error
     except (OSError, ValueError, DatasetsError) as error:

@@ -75,7 +75,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
         for number, line in enumerate(file, start=1):
             line = line.removeprefix(BOM) if number == 1 else line
             if line.strip():
-                yield f"line {number}", line
+                yield f"line {number}", line.rstrip(b"\r\n")
 
 
 def _decoded(line: bytes, where: str) -> str:

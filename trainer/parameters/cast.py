@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import AdapterError, ConfigError
-from fewstep.trainer.backbones.backbone import Backbone
 from fewstep.trainer.parameters.lora import RoleLayer
 from fewstep.trainer.parameters.policies import (
     FullPolicy,
@@ -22,18 +21,20 @@ class Cast:
     """Who plays on a base, with which parameters.
 
     Args:
-        backbone: The base; its denoiser is frozen and gets role layers where roles are added.
+        base: The denoiser; it is frozen and gets role layers where roles are added.
+        own_networks: Where networks of roles that are not updates of the base are put, by name.
 
     Attributes:
         policies: How each role is parameterised, by role name.
         modules: Trained parts that are no role's network: discriminator heads, by name.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
+    def __init__(self, base: nn.Module, own_networks: dict[str, nn.Module]) -> None:
+        self.base = base
+        self.own_networks = own_networks
         self.policies: dict[str, ParameterPolicy] = {}
         self.modules: dict[str, nn.Module] = {}
-        backbone.denoiser.requires_grad_(False)
+        base.requires_grad_(False)
 
     def add(self, role: Role, policy: ParameterPolicy, generator: torch.Generator) -> None:
         """Give a role its parameters; it changes nothing until trained.
@@ -43,11 +44,11 @@ class Cast:
         """
         self.policies[role.name] = policy
         if isinstance(policy, FullPolicy | SmallerPolicy):
-            self.backbone.own_networks[role.name] = policy.network(self.backbone.denoiser)
+            self.own_networks[role.name] = policy.network(self.base)
             return
         assert isinstance(policy, UpdatePolicy)
         found = False
-        for path in matching_layers(self.backbone.denoiser, policy.targets):
+        for path in matching_layers(self.base, policy.targets):
             layer = self._layer(path)
             update = policy.update(layer.base, generator)  # pyright: ignore
             if update is not None:
@@ -59,13 +60,13 @@ class Cast:
             )
 
     def _layer(self, path: str) -> RoleLayer:
-        module = self.backbone.denoiser.get_submodule(path)
+        module = self.base.get_submodule(path)
         if isinstance(module, RoleLayer):
             return module
         assert isinstance(module, nn.Linear | nn.Conv2d)
         parent, _, name = path.rpartition(".")
         layer = RoleLayer(module)
-        self.backbone.denoiser.get_submodule(parent).register_module(name, layer)
+        self.base.get_submodule(parent).register_module(name, layer)
         return layer
 
     def has(self, role: Role) -> bool:
@@ -74,11 +75,11 @@ class Cast:
 
     def named(self, role: Role) -> Iterator[tuple[str, nn.Parameter]]:
         """The role's trainable parameters with their names in a file, in a fixed order."""
-        own = self.backbone.own_networks.get(role.name)
+        own = self.own_networks.get(role.name)
         if own is not None:
             yield from ((n, p) for n, p in own.named_parameters() if p.requires_grad)
             return
-        for path, module in self.backbone.denoiser.named_modules():
+        for path, module in self.base.named_modules():
             if isinstance(module, RoleLayer) and role.name in module.updates:
                 for name, parameter in module.updates[role.name].tensors():  # pyright: ignore
                     yield f"{path}.{name}", parameter
