@@ -8,6 +8,7 @@
     +-- AdapterError (ValueError)        an adapter file is damaged or does not fit the base
     +-- ShapeError (ValueError)          arrays of different shapes met
     +-- CheckpointError (RuntimeError)   a run folder cannot be continued
+    +-- TrainingError (RuntimeError)     a run went wrong and stopped itself
     +-- PipelineError (ValueError)       a pipeline cannot do what was asked of it
     +-- MissingExtraError (ImportError)  an optional dependency is not installed
 
@@ -45,6 +46,10 @@ class ShapeError(FewstepError, ValueError):
 
 class CheckpointError(FewstepError, RuntimeError):
     """A run folder cannot be read or continued."""
+
+
+class TrainingError(FewstepError, RuntimeError):
+    """A run went wrong in a way that going on would make worse."""
 
 
 class PipelineError(FewstepError, ValueError):

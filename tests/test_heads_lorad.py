@@ -14,9 +14,11 @@ from fewstep.adapters import adapter_parts, inspect_adapter, read_header, save_l
 from fewstep.adapters.conversion.convert import convert_file
 from fewstep.adapters.header import AdapterHeader, TensorInfo
 from fewstep.adapters.kinds import check_rotations
+from fewstep.doctor.adapter_file import examine_adapter
 from fewstep.errors import AdapterError, PipelineError, ShapeError
 from fewstep.heads.lorad import merged, rotate
 from fewstep.pipeline import FewStepPipeline
+from fewstep.pipeline.modular import FewStepModularPipeline
 from fewstep.pipeline.teacher_refine import TeacherRefine
 from fewstep.recipe import METADATA_KEY, FewStepRecipe, Lora
 from tests.expert_files import (
@@ -38,7 +40,8 @@ from tests.head_files import (
     state_of,
     wrapped,
 )
-from tests.tiny_pipelines import FLUX, PIXART, QWEN_IMAGE, SD3, SD15, WAN21, TinyFamily
+from tests.test_pipeline_modular import modular
+from tests.tiny_pipelines import FLUX, PIXART, QWEN_IMAGE, SD3, SD15, WAN21, WAN22, TinyFamily
 
 POLICIES = pytest.mark.parametrize("policy", ["adapters", "fused", "hotswap"])
 FAMILIES = pytest.mark.parametrize(
@@ -182,6 +185,20 @@ def test_inspect_shows_the_kind_and_the_coverage(tmp_path: Path) -> None:
     assert "none of 16 rotated modules fit this base" in (other.coverage_error or "")
 
 
+def test_the_doctor_says_that_other_programs_cannot_apply_it(tmp_path: Path) -> None:
+    found = examine_adapter(lorad_file(SD3, tmp_path / "a.safetensors")).findings
+    assert [finding.code for finding in found] == ["adapter/not-plain-lora"]
+    assert "fewstep convert --base BASE --rank R" in found[0].fix
+
+
+@pytest.mark.parametrize("family", [SD15, SD3, FLUX, WAN21], ids=lambda family: family.name)
+def test_stock_diffusers_refuses_the_file(family: TinyFamily, tmp_path: Path) -> None:
+    file = lorad_file(family, tmp_path / "a.safetensors")
+    stock: Any = family.build()
+    with pytest.raises(IndexError):  # not a sentence, but no picture either
+        stock.load_lora_weights(str(tmp_path), weight_name=file.name)
+
+
 # --- on pipelines
 
 
@@ -275,6 +292,32 @@ def test_phase_experts_may_rotate_in_turn(policy: str, tmp_path: Path) -> None:
     assert_same_picture(draw(pipe, SD3), expected)
     pipe.unwrap()
     assert_bits_equal(state_of(pipe, SD3), weights)
+
+
+@POLICIES
+def test_one_file_may_rotate_both_networks(policy: str, tmp_path: Path) -> None:
+    recipe = expert_recipe(WAN22, own_networks=True, lora=Lora(alpha="baked", kind="lorad"))
+    stock, tensors = WAN22.build(), {}
+    for seed, component in enumerate(WAN22.denoisers):
+        mine = lorad_tensors(WAN22, seed)
+        rotate_by_hand(stock.components[component], mine)
+        tensors |= {f"{component}.{name}": t for name, t in mine.items()}
+    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors")
+    expected = draw(FewStepPipeline.wrap(stock, recipe=recipe), WAN22)
+    pipe = wrapped(WAN22, adapter=tmp_path / "a.safetensors", recipe=recipe, experts=policy)
+    assert_same_picture(draw(pipe, WAN22), expected)
+
+
+def test_a_modular_pipeline_rotates_too(tmp_path: Path) -> None:
+    file = lorad_file(FLUX, tmp_path / "a.safetensors")
+    pipe = FewStepModularPipeline.wrap(modular(FLUX), adapter=file)
+    model = pipe.components["transformer"]
+    expected = denoiser(FLUX.build(), FLUX)
+    rotate_by_hand(expected, lorad_tensors(FLUX, 1))
+    name = "transformer_blocks.0.attn.to_q.weight"
+    torch.testing.assert_close(model.state_dict()[name], expected.state_dict()[name])
+    pipe.unwrap()
+    assert_bits_equal(model.state_dict(), state_of(FLUX.build(), FLUX))
 
 
 def test_fused_and_saved_the_folder_draws_the_same(tmp_path: Path) -> None:
@@ -421,7 +464,8 @@ def test_a_smaller_rank_costs_the_tail_of_the_singular_values(
 
 def test_without_a_base_or_a_rank_there_is_no_lora(base: Path, tmp_path: Path) -> None:
     file = lorad_file(SD3, tmp_path / "a.safetensors")
-    for options in ({}, {"base": base}, {"rank": 4}):
+    incomplete: list[dict[str, Any]] = [{}, {"base": base}, {"rank": 4}]
+    for options in incomplete:
         with pytest.raises(AdapterError, match="holds rotations .* give --base, .* and --rank"):
             convert_file(file, tmp_path / "lora.safetensors", "diffusers", **options)
 

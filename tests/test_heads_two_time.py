@@ -20,6 +20,9 @@ from fewstep.adapters import (
     save_two_time_adapter,
 )
 from fewstep.adapters.conversion.convert import convert_file
+from fewstep.doctor.adapter_file import examine_adapter
+from fewstep.doctor.stock_load import try_stock_load
+from fewstep.doctor.subject import StockLoad
 from fewstep.errors import AdapterError, PipelineError, RecipeError, ShapeError
 from fewstep.heads.embedder import timestep_embedder
 from fewstep.heads.two_time import (
@@ -31,9 +34,10 @@ from fewstep.heads.two_time import (
     target_time,
 )
 from fewstep.pipeline import FewStepPipeline
+from fewstep.pipeline.modular import FewStepModularPipeline
 from fewstep.pipeline.stock_scheduler import stock_scheduler
 from fewstep.pipeline.teacher_refine import TeacherRefine
-from fewstep.recipe import FewStepRecipe, Lora, Sampler, SolverRow
+from fewstep.recipe import FewStepRecipe, Guidance, Lora, Sampler, SolverRow
 from fewstep.schedulers import FewStepScheduler
 from fewstep.zoo import entry
 from tests.expert_files import assert_same_picture, draw, expert_file, expert_recipe
@@ -48,13 +52,13 @@ from tests.head_files import (
     two_time_recipe,
     wrapped,
 )
+from tests.test_pipeline_modular import modular
 from tests.tiny_pipelines import (
     ALL_FAMILIES,
     FLUX,
     QWEN_IMAGE,
     SANA,
     SD3,
-    SD15,
     SDXL,
     WAN21,
     Z_IMAGE,
@@ -102,7 +106,7 @@ def test_a_seed_gives_the_same_head_and_torchs_own_stream_is_left_alone() -> Non
     assert torch.equal(torch.rand(4), expected)
     assert_bits_equal(one.state_dict(), two.state_dict())
     bound = 1.0 / math.sqrt(8)
-    assert 0.5 * bound < float(one.linear_1.weight.abs().max()) <= bound
+    assert 0.5 * bound < one.linear_1.weight.abs().max().item() <= bound
 
 
 def test_a_head_comes_back_from_its_tensors() -> None:
@@ -174,6 +178,22 @@ def test_gradients_reach_the_head_and_flow_through_both_times() -> None:
     assert target.grad is not None
     assert float(now.grad) == -float(target.grad) != 0.0
     assert all(p.grad is not None for p in head.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, on import
+def test_forward_derivatives_go_through_the_times() -> None:
+    """What MeanFlow's target needs: du/dt along (x, t) with s held, by torch.func.jvp."""
+    place = timestep_embedder(denoiser(SD3.build(), SD3))
+    both = TwoTimeEmbedding(place.module, trained_head(SD3)).double()
+
+    def network(now: Tensor) -> Tensor:
+        with target_time(torch.full_like(now, 200.0), now):
+            return both(sinusoid(now, 256))
+
+    now, step = torch.tensor([800.0, 400.0], dtype=torch.float64), 1e-4
+    found: Tensor = torch.func.jvp(network, (now,), (torch.ones_like(now),))[1]
+    expected = (network(now + step) - network(now - step)) / (2.0 * step)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
 # --- its place
@@ -273,10 +293,28 @@ def test_other_programs_get_no_names_for_it(tmp_path: Path) -> None:
         convert_file(file, tmp_path / "b.safetensors", "comfyui")
 
 
+@pytest.mark.parametrize("family", [SD3, SANA, QWEN_IMAGE, WAN21], ids=lambda f: f.name)
+def test_stock_diffusers_refuses_the_file(family: TinyFamily, tmp_path: Path) -> None:
+    file = two_time_file(family, tmp_path / "a.safetensors")
+    pipe: Any = family.build()
+    with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
+        pipe.load_lora_weights(str(tmp_path), weight_name=file.name)
+
+
+def test_the_flux_loader_leaves_the_head_out_which_the_doctor_says(tmp_path: Path) -> None:
+    file = two_time_file(FLUX, tmp_path / "a.safetensors")
+    loaded = try_stock_load(FLUX.build(), read_header(file))
+    assert loaded == StockLoad(4)
+    codes = {finding.code for finding in examine_adapter(file).findings}
+    assert codes == {"adapter/not-plain-lora", "comfyui/no-sampler"}
+
+
 # --- the flow map
 
 
-def by_hand(family: TinyFamily, head: TwoTimeHead, recipe: FewStepRecipe) -> Tensor:
+def by_hand(
+    family: TinyFamily, head: TwoTimeHead, recipe: FewStepRecipe, **arguments: Any
+) -> Tensor:
     """The picture with the LoRA in the weights, TwoTimeEmbedding in its place and targets told."""
     pipe = family.build()
     model = denoiser(pipe, family)
@@ -294,7 +332,8 @@ def by_hand(family: TinyFamily, head: TwoTimeHead, recipe: FewStepRecipe) -> Ten
             return plain(*args, **kwargs)
 
     model.forward = told
-    return draw(FewStepPipeline.wrap(pipe, recipe=replace(recipe, sampler=Sampler())), family)
+    plain_recipe = replace(recipe, sampler=Sampler())
+    return draw(FewStepPipeline.wrap(pipe, recipe=plain_recipe), family, **arguments)
 
 
 @pytest.mark.parametrize("policy", ["adapters", "fused", "hotswap"])
@@ -388,8 +427,8 @@ def test_every_grid_of_a_call_tells_its_own_gaps(tmp_path: Path) -> None:
 
 
 def test_image_to_image_made_of_it_shares_the_head_and_tells_inserted_gaps(tmp_path: Path) -> None:
-    recipe = two_time_recipe(SD3, grids=SD3.recipe(timesteps=(1000.0, 500.0)).grids)
-    recipe = replace(recipe, default_steps=2)
+    grids = SD3.recipe(timesteps=(1000.0, 500.0)).grids
+    recipe = two_time_recipe(SD3, grids=grids, default_steps=2)
     pipe: Any = wrapped(SD3, adapter=two_time_file(SD3, tmp_path / "a.safetensors", recipe=recipe))
     draw(pipe, SD3)
     other = FewStepPipeline.wrap(stock.StableDiffusion3Img2ImgPipeline.from_pipe(pipe))
@@ -409,11 +448,19 @@ def test_image_to_image_made_of_it_shares_the_head_and_tells_inserted_gaps(tmp_p
     assert timestep_embedder(denoiser(pipe, SD3)).module._forward_hooks == {}
 
 
-def test_guided_passes_are_told_the_same_gap(tmp_path: Path) -> None:
-    pipe: Any = wrapped(SD3, adapter=two_time_file(SD3, tmp_path / "a.safetensors"))
-    alone = [draw(pipe, SD3)]
-    both = pipe(**SD3.arguments(2), seed=[0, 7])[0]
-    assert_same_picture(both[:1], alone[0])
+def test_a_batch_and_a_guided_call_are_told_the_same_gap(tmp_path: Path) -> None:
+    guidance = Guidance(mode="cfg", scale=2.5, negative_prompt="works")
+    head, recipe = trained_head(SD3), two_time_recipe(SD3, guidance=guidance)
+    file = two_time_file(SD3, tmp_path / "a.safetensors", head=head, recipe=recipe)
+    empty: dict[str, Any] = {
+        "negative_prompt_embeds": normal(1, 6, 16, seed=8),
+        "negative_pooled_prompt_embeds": normal(1, 16, seed=9),
+    }
+    expected = by_hand(SD3, head, recipe, **empty)
+    pipe: Any = wrapped(SD3, adapter=file)
+    assert_same_picture(draw(pipe, SD3, **empty), expected)
+    two = {name: values.repeat(2, *[1] * (values.ndim - 1)) for name, values in empty.items()}
+    assert_same_picture(pipe(**SD3.arguments(2), **two, seed=[0, 7])[0][:1], expected)
 
 
 def test_a_copy_of_the_pipeline_has_a_head_of_its_own(tmp_path: Path) -> None:
@@ -474,25 +521,17 @@ def test_a_head_of_another_width_is_refused_and_nothing_is_left(tmp_path: Path) 
         FewStepPipeline.wrap(pipe, adapter=file, recipe=two_time_recipe(SD3))
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"sampler": Sampler(kind="flow_map", first_noise="unit")}, None),
-        ({"guidance": None}, None),
-    ],
-)
-def test_what_goes_with_a_flow_map(change: dict[str, Any], said: None) -> None:
-    recipe = two_time_recipe(SD3)
-    found = replace(recipe, **{k: v for k, v in change.items() if v is not None})
-    assert FewStepRecipe.from_json(found.to_json()) == found
-
-
 def test_only_deterministic_flows_are_flow_maps() -> None:
     with pytest.raises(RecipeError, match="'flow_map' needs a flow schedule .* 'epsilon' on kind"):
         vp_recipe("sd15", sampler=Sampler(kind="flow_map"))
     with pytest.raises(RecipeError, match="needs a flow schedule and base.prediction 'flow'"):
         SD3.recipe(prediction="x0", sampler=Sampler(kind="flow_map"))
-    for odd in ({"stochasticity": 0.5}, {"clip_x0": 1.0}, {"noise_correction": True}):
+    odd_samplers: list[dict[str, Any]] = [
+        {"stochasticity": 0.5},
+        {"clip_x0": 1.0},
+        {"noise_correction": True},
+    ]
+    for odd in odd_samplers:
         with pytest.raises(RecipeError, match="which is deterministic as it is"):
             Sampler(kind="flow_map", **odd)
     with pytest.raises(RecipeError, match="'flow_map' and experts cannot be combined"):
@@ -542,6 +581,7 @@ def test_a_network_without_a_place_is_refused(tmp_path: Path) -> None:
     assert not any("lora" in name for name in names)
 
 
-def test_unets_have_a_place_but_no_recipe(tmp_path: Path) -> None:
-    """Flow-matched UNets would work; the recipes of Stable Diffusion's are not flows."""
-    assert timestep_embedder(denoiser(SD15.build(), SD15)).path == "time_embedding"
+def test_modular_pipelines_point_to_the_classic_one(tmp_path: Path) -> None:
+    file = two_time_file(FLUX, tmp_path / "a.safetensors")
+    with pytest.raises(PipelineError, match="is a flow map with a head, which modular pipelines"):
+        FewStepModularPipeline.wrap(modular(FLUX), adapter=file)

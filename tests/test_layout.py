@@ -34,6 +34,7 @@ HOMES = {  # outside library -> the places that may import it
     "diffusers": [
         *("fewstep/schedulers", "fewstep/pipeline", "fewstep/loading", "fewstep/digits"),
         *("fewstep/adapters/conversion", "fewstep/doctor", "fewstep/solvers", "trainer", "export"),
+        "fewstep/heads",
     ],
     "accelerate": ["trainer"],
     "peft": ["trainer", "fewstep/pipeline"],
@@ -192,6 +193,8 @@ def test_the_runtime_never_imports_torch_not_even_later() -> None:
         ("fewstep/runtime", "fewstep.serve"),
         ("fewstep/pipeline", "fewstep.serve"),
         ("fewstep/adapters", "fewstep.pipeline"),
+        ("fewstep/heads", "fewstep.pipeline"),
+        ("fewstep/heads", "fewstep.adapters"),
         ("fewstep/adapters", "fewstep.schedulers"),
         ("fewstep/metrics", "fewstep.pipeline"),
         ("fewstep/metrics", "fewstep.digits"),

@@ -232,16 +232,9 @@ def test_a_start_below_full_noise_scales_the_first_noise_to_its_sigma() -> None:
     assert scheduler.init_noise_sigma == pytest.approx(schedule.sigma_of_timestep(399.0))
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"sampler": Sampler(kind="policy")}, "sampler is 'policy'"),
-        ({"sampler": Sampler(kind="flow_map")}, "sampler is 'flow_map'"),
-    ],
-)
-def test_recipes_it_cannot_obey_are_refused(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(PipelineError, match=words):
-        FewStepScheduler(flow_recipe("flux", SHIFT_5, **change))
+def test_recipes_it_cannot_obey_are_refused() -> None:
+    with pytest.raises(PipelineError, match="sampler is 'policy'"):
+        FewStepScheduler(flow_recipe("flux", SHIFT_5, sampler=Sampler(kind="policy")))
 
 
 def test_a_copy_made_inside_a_call_draws_on_from_the_same_generators() -> None:

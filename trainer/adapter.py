@@ -1,27 +1,38 @@
 """The run's product: the averaged student with its recipe, in the form its parameters need."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 import fewstep
-from fewstep.adapters import save_adapter
+from fewstep.adapters import (
+    RouteWeights,
+    save_adapter,
+    save_lorad_adapter,
+    save_routed_adapter,
+)
+from fewstep.adapters.expert_tags import PHASE_KEY
 from fewstep.recipe import FewStepRecipe, Grid, Lora, Provenance, Sampler
 from fewstep.trainer.components.grids import StudentPath
 from fewstep.trainer.config import TrainConfig
 from fewstep.trainer.context import Setting
+from fewstep.trainer.data.prompt_groups import centroids_of
 from fewstep.trainer.methods.method import Frame
 from fewstep.trainer.roles import Role
+from fewstep.trainer.routes import ConditionRoute, PhaseRoute
 from fewstep.trainer.run_folder import RunFolder
 
 
 def product_file(config: TrainConfig) -> Path:
-    """Where a run's adapter is written."""
+    """Where a run's adapter is written; experts of phases are beside it, with their names added."""
     return config.out / "adapter" / f"{config.out.name}.safetensors"
 
 
 def build_recipe(frame: Frame, scores: dict[str, float], step: int) -> FewStepRecipe:
-    """The recipe of what was trained: its grids, its steps, no guidance."""
+    """The recipe of what was trained: its grids, its steps, no guidance; the method's last word."""
     config, backbone, main = frame.config, frame.backbone, frame.path
-    return FewStepRecipe(
+    recipe = FewStepRecipe(
         base=backbone.base(config.model),
         grids=tuple(grid_of(path) for path in frame.paths),
         default_steps=main.num_steps,
@@ -36,6 +47,7 @@ def build_recipe(frame: Frame, scores: dict[str, float], step: int) -> FewStepRe
             created_by=f"fewstep {fewstep.__version__}",
         ),
     )
+    return config.method.recipe(recipe, frame)
 
 
 def grid_of(path: StudentPath) -> Grid:
@@ -50,18 +62,100 @@ def grid_of(path: StudentPath) -> Grid:
 def write_product(
     folder: RunFolder, setting: Setting, frame: Frame, scores: dict[str, float], step: int
 ) -> Path:
-    """Save the averaged student after `step` steps; returns the file."""
-    config = frame.config
-    file = folder.root / "adapter" / f"{config.out.name}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    steps = ", ".join(str(path.num_steps) for path in frame.paths)
+    """Save the averaged student, or all of them, after `step` steps.
+
+    Returns:
+        The file; of experts for phases of noise the folder that has one file for each.
+    """
+    file = product_file(frame.config)
+    file = folder.root / file.parent.name / file.name
+    recipe = build_recipe(frame, scores, step)
+    if isinstance(setting.route, PhaseRoute):
+        return _write_phases(file, setting, frame, recipe)
+    if isinstance(setting.route, ConditionRoute):
+        return _write_routes(file, setting, frame, recipe)
+    return _write_one(file, setting.cast.tensors(Role.AVERAGE), frame, recipe)
+
+
+def product_of(config: TrainConfig) -> Path | None:
+    """The file or folder that `write_product` wrote, if it did."""
+    file = product_file(config)
+    if file.exists():
+        return file
+    return file.parent if any(file.parent.glob("*.safetensors")) else None
+
+
+def _write_one(
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    frame: Frame,
+    recipe: FewStepRecipe,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """One LoRA, or one set of rotations."""
+    lora, (title, description) = frame.config.lora, _texts(frame, recipe)
+    if lora.student == "lorad":
+        return save_lorad_adapter(
+            file,
+            tensors,
+            recipe=recipe,
+            title=title,
+            component=frame.backbone.component,
+            description=description,
+            metadata=metadata,
+        )
     return save_adapter(
         file,
-        setting.cast.tensors(Role.AVERAGE),
-        recipe=build_recipe(frame, scores, step),
-        rank=config.lora.rank,
-        alpha=config.lora.alpha,
+        tensors,
+        recipe=recipe,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        title=title,
         component=frame.backbone.component,
-        title=f"{config.out.name}: {config.model} in {steps} steps",
-        description=f"Distilled with fewstep: {config.method.facts.name}, {step} steps.",
+        description=description,
+        metadata=metadata,
+    )
+
+
+def _write_phases(file: Path, setting: Setting, frame: Frame, recipe: FewStepRecipe) -> Path:
+    """One file per expert, each with the whole recipe and its own name in the metadata.
+
+    Files of different moments carry different recipes, which is an error when they are loaded: a
+    run that dies between two of them leaves no pair that looks right.
+    """
+    for role, expert in zip(setting.route.roles(Role.AVERAGE), recipe.experts, strict=True):
+        one = file.with_name(f"{file.stem}-{expert.adapter}{file.suffix}")
+        _write_one(one, setting.cast.tensors(role), frame, recipe, {PHASE_KEY: expert.adapter})
+    return file.parent
+
+
+def _write_routes(file: Path, setting: Setting, frame: Frame, recipe: FewStepRecipe) -> Path:
+    """All experts in one file, each with the mean embedding of its prompts."""
+    assert isinstance(setting.route, ConditionRoute)
+    roles = setting.route.roles(Role.AVERAGE)
+    centroids = centroids_of(setting.book, setting.route.groups)
+    names = [route.adapter for route in recipe.routes]
+    title, description = _texts(frame, recipe)
+    return save_routed_adapter(
+        file,
+        {
+            name: RouteWeights(setting.cast.tensors(role), centroid)
+            for name, role, centroid in zip(names, roles, centroids, strict=True)
+        },
+        recipe=recipe,
+        rank=frame.config.lora.rank,
+        alpha=frame.config.lora.alpha,
+        title=title,
+        component=frame.backbone.component,
+        description=description,
+    )
+
+
+def _texts(frame: Frame, recipe: FewStepRecipe) -> tuple[str, str]:
+    """Title and description for people."""
+    config = frame.config
+    steps = ", ".join(str(path.num_steps) for path in frame.paths)
+    return (
+        f"{config.out.name}: {config.model} in {steps} steps",
+        f"Distilled with fewstep: {recipe.provenance.objective}.",
     )

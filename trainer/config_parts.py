@@ -1,8 +1,10 @@
 """The parts of a config that every method shares."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
+from fewstep.errors import ConfigError
 from fewstep.trainer.config_checks import above, at_least, within
 
 
@@ -13,8 +15,8 @@ class LoraConfig:
     student: Literal["lora", "lorad", "full", "smaller"] = "lora"
     """lora; lorad (rotations, saved as their own kind); full: a trained copy; smaller: a copy with
     fewer blocks. The last two are saved as a whole component."""
-    critic: Literal["lora", "full"] = "lora"
-    """An adapter, or a trained copy of the base."""
+    critic: Literal["lora", "lorad", "full"] = "lora"
+    """An adapter, rotations, or a trained copy of the base."""
     rank: int = 32
     """Rank of the student's adapter. File size and memory grow linearly."""
     alpha: float = 32.0
@@ -26,13 +28,17 @@ class LoraConfig:
     trainable: tuple[str, ...] = ()
     """student full: regular expressions of the parameters that are trained; empty trains all."""
     keep_blocks: int = 1
-    """student smaller: blocks that are kept."""
+    """student smaller: blocks that are kept, evenly spaced, the last one among them."""
+    imitation_steps: int = 300
+    """student smaller: steps of feature distillation from the teacher's blocks before the method's
+    own stages (0.3 of a budget); 0 skips them."""
 
     def __post_init__(self) -> None:
         at_least("lora.rank", self.rank, 1)
         above("lora.alpha", self.alpha, 0.0)
         at_least("lora.critic-rank", self.critic_rank, self.rank)
         at_least("lora.keep-blocks", self.keep_blocks, 1)
+        at_least("lora.imitation-steps", self.imitation_steps, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,9 @@ class GridConfig:
     """Flow teachers: time shift of the grid (applied once); ignored by epsilon and v teachers."""
     stochasticity: float = 0.0
     """0 Euler/DDIM steps; 1 re-noises between steps as DMD2; between is TCD's gamma."""
+    sizes: tuple[float, ...] = ()
+    """Height and width of each step's sample as a share of the finished one, rising to 1 (swd; the
+    steps must re-noise); empty: all are full-size."""
 
     def __post_init__(self) -> None:
         at_least("grid.num-steps", self.num_steps, 1)
@@ -56,6 +65,25 @@ class GridConfig:
             at_least("grid.also-steps", count, 1)
         above("grid.shift", self.shift, 0.0)
         within("grid.stochasticity", self.stochasticity, 0.0, 1.0)
+        if self.sizes:
+            self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        if len(self.sizes) != self.num_steps:
+            raise ConfigError(
+                f"grid.sizes has {len(self.sizes)} values and grid.num-steps is {self.num_steps}; "
+                "make them equal"
+            )
+        rises = all(a <= b for a, b in pairwise(self.sizes))
+        if not rises or self.sizes[0] <= 0.0 or self.sizes[-1] != 1.0:
+            raise ConfigError(
+                f"grid.sizes are {list(self.sizes)}; wanted shares above 0 that rise to 1"
+            )
+        if self.sizes[0] != 1.0 and self.stochasticity != 1.0:
+            raise ConfigError(
+                f"grid.sizes grow but grid.stochasticity is {self.stochasticity:g}; a sample can "
+                "only grow where it is noised afresh, so set it to 1"
+            )
 
     @property
     def all_steps(self) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """One (part of an) update as terms see it: prompts, rollouts and probes, each made once."""
 
 import dataclasses
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 from fewstep.noise_schedule import Level
 from fewstep.trainer.backbones.backbone import Backbone
 from fewstep.trainer.backbones.condition import Condition
+from fewstep.trainer.components.grids import GridLaw
 from fewstep.trainer.components.kernels import Kernel, Noised
 from fewstep.trainer.components.probe import Probe
 from fewstep.trainer.components.rollouts import Rolled, Rollout
+from fewstep.trainer.components.sizes import shape_at
 from fewstep.trainer.components.taus import TauLaw
 from fewstep.trainer.data.latent_book import LatentBook
 from fewstep.trainer.data.prompt_book import PromptBook
@@ -102,7 +105,9 @@ class StepContext:
         self.prompt, self.shape, self._real = self._batch()
         self.condition: Condition = setting.book.take(self.prompt)
         self._rolled: dict[Rollout, Rolled] = {}
+        self._walks: dict[tuple[GridLaw, str], list[Tensor]] = {}
         self._questions: dict[tuple[Rollout, Kernel, TauLaw, str], Question] = {}
+        self._made: dict[Hashable, Tensor] = {}
 
     def _batch(self) -> tuple[Tensor, tuple[int, ...], Real | None]:
         setting, draws = self.setting, self.draws
@@ -133,8 +138,8 @@ class StepContext:
         return self._real
 
     def without_grad(self) -> "StepContext":
-        """The same update, rolled out without gradient; nothing is shared with this one."""
-        return StepContext(
+        """The same update, rolled out without gradient; only walks are shared with this one."""
+        same = StepContext(
             self.setting,
             self.draws,
             progress=self.progress,
@@ -142,6 +147,8 @@ class StepContext:
             with_grad=False,
             uses_data=self.uses_data,
         )
+        same._walks = self._walks
+        return same
 
     def part(self, draws: Draws) -> "StepContext":
         """The same update on other samples."""
@@ -154,9 +161,9 @@ class StepContext:
             uses_data=self.uses_data,
         )
 
-    def normal(self, name: str) -> Tensor:
-        """Standard normal of the samples' shape."""
-        return self.draws.normal(name, self.shape)
+    def normal(self, name: str, size: float = 1.0) -> Tensor:
+        """Standard normal of the samples' shape, or at a share of its height and width."""
+        return self.draws.normal(name, shape_at(self.shape, size))
 
     def levels(self, level: Level) -> Levels:
         """One level for the whole batch."""
@@ -170,11 +177,22 @@ class StepContext:
         """The student's prediction at one level, on its way to `following`."""
         return self.backbone.x0(self.student(level), sample, self.levels(level), self.condition)
 
+    def walk(self, grid: GridLaw, name: str) -> list[Tensor]:
+        """Samples of the student's trajectory of a name as far as anybody needed them, from its
+        noise on, without gradient; rollouts read and extend it."""
+        return self._walks.setdefault((grid, name), [])
+
     def rolled(self, rollout: Rollout) -> Rolled:
         """The rollout's result, made once per update."""
         if rollout not in self._rolled:
             self._rolled[rollout] = rollout.run(self)
         return self._rolled[rollout]
+
+    def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, made once per update and key: a discriminator's logits."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def question(self, rollout: Rollout, kernel: Kernel, tau: TauLaw, name: str = "") -> Question:
         """The probe at a rollout; terms with the same laws and name share it and its answers."""

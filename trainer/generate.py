@@ -1,5 +1,6 @@
 """Samples during a run, without building a pipeline: fixed seeds, any role, any grid."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from fewstep.noise import NoiseBatch
 from fewstep.noise_schedule import Level
 from fewstep.trainer.components.grids import StudentPath
+from fewstep.trainer.components.sizes import enlarged, shape_at
 from fewstep.trainer.context import Setting
 from fewstep.trainer.roles import Role
 from fewstep.trainer.routes import ConditionRoute, Route
@@ -92,8 +94,12 @@ def _one_batch(
     null_condition = setting.book.null_condition
     noise = NoiseBatch(seeds)
 
-    def draw(_: float = 1.0) -> Tensor:
-        return torch.from_numpy(noise.draw(setting.shapes[0])).to(backbone.device)
+    def draw(size: float) -> Tensor:
+        shape = shape_at(setting.shapes[0], size)
+        return torch.from_numpy(noise.draw(shape)).to(backbone.device)
+
+    def resize(x0: Tensor, size: float) -> Tensor:
+        return enlarged(x0, shape_at(setting.shapes[0], size))
 
     def denoise(sample: Tensor, level: Level) -> Tensor:
         return backbone.guided_x0(
@@ -105,5 +111,9 @@ def _one_batch(
             guidance_scale,
         )
 
-    steps = plain_steps(path.levels, path.schedule, path.stochasticity)
-    return sample_trajectory(denoise, path.levels[0].sigma * draw(), steps, draw=draw)
+    steps = [
+        dataclasses.replace(step, size=path.size(i), following_size=path.size(i + 1))
+        for i, step in enumerate(plain_steps(path.levels, path.schedule, path.stochasticity))
+    ]
+    start = path.levels[0].sigma * draw(path.size(0))
+    return sample_trajectory(denoise, start, steps, draw=draw, resize=resize)

@@ -34,7 +34,6 @@ class Learner:
         self.parameters = list(parameters)
         self.learning_rate = learning_rate
         self.grad_clip = grad_clip
-        self.slow = 1.0
         self.reduce = reduce
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=learning_rate, betas=betas, weight_decay=0.0
@@ -42,17 +41,15 @@ class Learner:
         device = self.parameters[0].device.type
         self.scaler = torch.amp.GradScaler(device, enabled=scale_loss)
 
-    def update(
-        self, parts: Sequence[Loss], rate_factor: float, *, skip_nan: bool = False
-    ) -> dict[str, float]:
+    def update(self, parts: Sequence[Loss], rate_factor: float) -> dict[str, float]:
         """One optimizer step on the mean loss of equal parts.
 
-        Only this learner's parameters get a gradient, whoever else took part in the loss.
+        Only this learner's parameters get a gradient, whoever else took part in the loss. A
+        gradient that is not finite changes nothing; its norm says so.
 
         Args:
             parts: Each computes one part's loss and metrics; backward runs after each.
             rate_factor: Multiplies the peak learning rate.
-            skip_nan: Leave the parameters alone where the gradient is not finite.
 
         Returns:
             Metrics averaged over the parts, and `health/grad_norm`.
@@ -68,9 +65,9 @@ class Learner:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
         total["health/grad_norm"] = float(norm)
-        if math.isfinite(total["health/grad_norm"]) or not skip_nan or self.scaler.is_enabled():
+        if math.isfinite(total["health/grad_norm"]) or self.scaler.is_enabled():
             for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate * rate_factor * self.slow
+                group["lr"] = self.learning_rate * rate_factor
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -84,7 +81,6 @@ class Learner:
             for index, slot in state.items()
             for name, value in slot.items()
         }
-        found["slow"] = torch.tensor(self.slow, dtype=torch.float64)
         if self.scaler.is_enabled():
             scaler = self.scaler.state_dict()
             found["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]])
@@ -94,9 +90,6 @@ class Learner:
         """Restore what `tensors` gave."""
         slots: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
-            if key == "slow":
-                self.slow = float(value)
-                continue
             if key == "scaler":
                 state = self.scaler.state_dict()
                 state["scale"], state["_growth_tracker"] = float(value[0]), int(value[1])
@@ -108,15 +101,18 @@ class Learner:
         self.optimizer.load_state_dict({**whole, "state": slots})
 
 
-def warm_cosine(progress: float, *, warm: float = 0.05, floor: float = 0.1) -> float:
+def warm_cosine(
+    progress: float, step_share: float, *, warm: float = 0.05, floor: float = 0.1
+) -> float:
     """Rate factor: linear warm-up over the first part, then a cosine down to `floor`.
 
     Args:
-        progress: Share of the stage done after this step, above 0 to 1.
+        progress: Share of the stage done before this step, 0 to 1.
+        step_share: What one step adds to it.
         warm: Share of the warm-up.
         floor: Factor at the end.
     """
     if progress < warm:
-        return progress / warm
+        return min(1.0, (progress + step_share) / warm)
     rest = (progress - warm) / (1.0 - warm)
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))

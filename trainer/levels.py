@@ -71,6 +71,12 @@ def levels_at(schedule: NoiseSchedule, position: Tensor) -> Levels:
     return Levels(timestep.float(), _column(alpha.float()), _column(sigma.float()))
 
 
+def level_at(schedule: NoiseSchedule, position: float) -> Level:
+    """One level at a position 0 (clean) to 1 (noise); VP timesteps are rounded, as in batches."""
+    clock = position * schedule.uniform_timesteps(1)[0]
+    return schedule.level(float(round(clock)) if isinstance(schedule, Vp) else clock)
+
+
 def position_of(schedule: NoiseSchedule, level: Level) -> float:
     """A level's place on its schedule's clock, 0 (clean) to 1 (noise)."""
     if isinstance(schedule, Vp):

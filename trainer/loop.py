@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.trainer import checkpoint as ckpt
-from fewstep.trainer.adapter import product_file
+from fewstep.trainer.adapter import product_of
 from fewstep.trainer.config import TrainConfig
 from fewstep.trainer.meters import peak_memory
 from fewstep.trainer.parallel import Processes
@@ -31,7 +31,8 @@ class TrainResult:
     """How a run ended.
 
     Attributes:
-        adapter: The exported file, or None if the run was interrupted before one existed.
+        adapter: The exported file, or the folder of experts' files; None if the run was
+            interrupted before one existed.
         steps: Optimizer steps done.
         scores: Scores of the exported adapter.
         was_interrupted: Whether Ctrl-C ended it; run again to continue.
@@ -58,6 +59,7 @@ def train(
     Raises:
         ConfigError: A setting does not fit the model.
         CheckpointError: `config.out` holds a run with other settings.
+        TrainingError: The run went wrong and its guard says to stop; the last checkpoint is good.
     """
     run = build_run(config, processes)
     found = ckpt.latest(run.folder.checkpoints)
@@ -75,12 +77,9 @@ def train(
     was_interrupted = not run.is_done
     if was_interrupted:
         save_run(run)
-    elif run.evaluator is None or config.evaluation.every == 0:
+    elif run.evaluator is None and (run.guard.is_healthy or product_of(config) is None):
         run.export({})
-    adapter = product_file(config)
-    return TrainResult(
-        adapter if adapter.exists() else None, run.step, run.best_scores, was_interrupted
-    )
+    return TrainResult(product_of(config), run.step, run.best_scores, was_interrupted)
 
 
 def advance(run: Run) -> Metrics:
@@ -91,15 +90,18 @@ def advance(run: Run) -> Metrics:
         _act(run, 0.0, 0.0, is_first=True)
     metrics: Metrics = {"stage": float(run.stage_index)}
     if stage.critic is not None:
-        updates = stage.critic.updates + (stage.critic.warmup if is_first else 0)
+        updates = stage.critic.updates + run.guard.extra_critic_updates
+        updates += stage.critic.warmup if is_first else 0
         for update in range(updates):
             metrics |= run.update_critic(update + 1)
     if stage.trains_student:
         metrics |= run.update_student()
     if stage.critic is not None and stage.critic.keep < 1.0:
-        run.setting.cast.blend(stage.critic.role, run.student_roles()[0], stage.critic.keep)
+        for critic, student in zip(run.critic_roles(), run.student_roles(), strict=True):
+            run.setting.cast.blend(critic, student, stage.critic.keep)
     run.step += 1
     run.stage_step += 1
+    run.guard.after_step(run.step, metrics)
     metrics["evaluations"] = float(run.evaluations)
     _act(run, before, run.progress, is_first=False)
     if run.progress >= 1.0:
@@ -121,6 +123,7 @@ def _next_stage(run: Run) -> None:
     run.stage_index += 1
     run.stage_step = 0
     run.stage_start = run.evaluations
+    run.guard.new_stage()
     run.make_learners()
 
 
@@ -136,8 +139,10 @@ def _look_after(run: Run, metrics: Metrics) -> None:
 
     if not run.processes.is_main:
         return
-    if is_due(config.evaluation.every):
+    if is_due(config.evaluation.every) or is_due(config.sample_every):
         metrics |= run.meters()
+        run.guard.after_meters(step, metrics)
+    if is_due(config.evaluation.every):
         metrics |= run.evaluate()
     if is_due(config.sample_every):
         prompts = [i % len(run.setting.book.prompts) for i in range(GRID_IMAGES)]

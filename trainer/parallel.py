@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +43,11 @@ class Processes:
             parameters, flat.split([p.numel() for p in parameters]), strict=True
         ):
             parameter.grad = mean.reshape(parameter.shape)
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum of every process's values; the values themselves in one process."""
+    if dist.is_available() and dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values

@@ -13,6 +13,7 @@ from fewstep.trainer.context import Setting, StepContext
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.evaluation import EVALUATION_SEED, Evaluator
 from fewstep.trainer.generate import generate, student_speaker
+from fewstep.trainer.guards import Guard
 from fewstep.trainer.learner import Learner, warm_cosine
 from fewstep.trainer.meters import ChannelStatistics, channel_drift
 from fewstep.trainer.methods.method import Frame
@@ -46,6 +47,7 @@ class Run:
         best_scores: The scores of that evaluation.
         student: Optimizer of the current stage's student.
         critic: Optimizer of its critic.
+        guard: What watches it.
     """
 
     config: TrainConfig
@@ -64,8 +66,12 @@ class Run:
     best_scores: dict[str, float] = field(default_factory=dict)
     student: Learner | None = field(init=False, default=None)
     critic: Learner | None = field(init=False, default=None)
+    guard: Guard = field(init=False)
 
     def __post_init__(self) -> None:
+        self.guard = Guard(self.config.guard)
+        for preparation in dict.fromkeys(p for stage in self.stages for p in stage.preparations):
+            preparation.prepare(self.setting)  # before a checkpoint restores what was spent
         self.make_learners()
 
     @property
@@ -190,10 +196,8 @@ class Run:
             return total, metrics
 
         parts = [lambda c=c: loss(c) for c in self.contexts(0, with_grad=True)]
-        after = min(1.0, progress + 1.0 / max(stage.num_steps, 1))
-        metrics = self.student.update(
-            parts, warm_cosine(after), skip_nan=self.config.guard.nan == "skip"
-        )
+        factor = warm_cosine(progress, 1.0 / stage.num_steps)
+        metrics = self.student.update(parts, factor * self.guard.slow)
         keep = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         for role in self.student_roles():
             average = Role(role.name.replace(Role.STUDENT.name, Role.AVERAGE.name))
@@ -213,7 +217,7 @@ class Run:
             return critic.loss(context, role)
 
         parts = [lambda c=c: loss(c) for c in self.contexts(update, with_grad=False)]
-        metrics = self.critic.update(parts, 1.0, skip_nan=self.config.guard.nan == "skip")
+        metrics = self.critic.update(parts, 1.0)
         metrics["health/critic_grad_norm"] = metrics.pop("health/grad_norm")
         return metrics
 
@@ -241,8 +245,13 @@ class Run:
         return channel_drift(ChannelStatistics.of(latents), self.teacher_statistics)
 
     def evaluate(self) -> Metrics:
-        """Scores of the averaged student; the best so far is exported at once."""
+        """Scores of the averaged student; the best so far is exported at once.
+
+        Where no score exists, every healthy state is: the last one stays the product.
+        """
         if self.evaluator is None:
+            if self.guard.is_healthy:
+                self.export({})
             return {}
         latents = self.sample(self.evaluator.prompts(), EVALUATION_SEED)
         images = torch.cat([self.backbone.decode(part) for part in latents.split(100)])

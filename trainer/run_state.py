@@ -29,6 +29,7 @@ def save_run(run: Run) -> None:
         "stage_step": run.stage_step,
         "stage_start": run.stage_start,
         "evaluations": dict(run.backbone.evaluations),
+        "guard": run.guard.state(),
         "best": run.best if run.best_scores else None,
         "best_scores": run.best_scores,
     }
@@ -52,6 +53,7 @@ def restore_run(run: Run, checkpoint: ckpt.Checkpoint) -> None:
         run.student.load_tensors(ckpt.take(tensors, "student_optimizer"))
     if run.critic is not None:
         run.critic.load_tensors(ckpt.take(tensors, "critic_optimizer"))
+    run.guard.restore(state["guard"])
     run.best_scores = state["best_scores"]
     run.best = float("inf") if state["best"] is None else state["best"]
     if run.processes.is_main:

@@ -1,5 +1,6 @@
 """From a config to a run: load the base, cast the roles, encode the prompts."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -17,15 +18,10 @@ from fewstep.trainer.evaluation import EVALUATION_SEED, DigitsEvaluator
 from fewstep.trainer.generate import generate, one_speaker
 from fewstep.trainer.meters import ChannelStatistics
 from fewstep.trainer.methods.method import Frame
+from fewstep.trainer.methods.players import critic_policy, student_policy
+from fewstep.trainer.methods.smaller import with_imitation
 from fewstep.trainer.parallel import Processes
 from fewstep.trainer.parameters.cast import Cast
-from fewstep.trainer.parameters.policies import (
-    FullPolicy,
-    LoradPolicy,
-    LoraPolicy,
-    ParameterPolicy,
-    SmallerPolicy,
-)
 from fewstep.trainer.roles import Role, role_checkpoint
 from fewstep.trainer.run import NUM_METER_IMAGES, Run
 from fewstep.trainer.run_folder import RunFolder
@@ -63,9 +59,9 @@ def build_run(config: TrainConfig, processes: Processes = Processes()) -> Run:  
     cache = Path(config.data.cache) if config.data.cache else None
     book = build_prompt_book(backbone, prompts, cache=cache)
     frame = build_frame(config, backbone, book)
-    stages = frame.config.method.stages(frame)
+    stages = with_imitation(frame, frame.config.method.stages(frame))
     route = config.method.route(frame)
-    latents = latents_of(config, backbone, book, stages)
+    latents = latents_of(frame, stages)
     cast = Cast(backbone.denoiser, backbone.own_networks)
     setting = Setting(backbone, cast, book, latents, (shape_of(config, backbone),), route)
     validate(frame, stages, setting)
@@ -94,16 +90,19 @@ def build_frame(config: TrainConfig, backbone: Backbone, book: PromptBook) -> Fr
 def path_of(config: TrainConfig, backbone: Backbone, num_steps: int) -> StudentPath:
     """The student's grid of one step count."""
     grid = config.grid
-    if grid.timesteps and num_steps == grid.num_steps:
+    is_main = num_steps == grid.num_steps
+    if grid.timesteps and is_main:
         if len(grid.timesteps) != num_steps:
             raise ConfigError(
                 f"grid.timesteps has {len(grid.timesteps)} values and grid.num-steps is "
                 f"{num_steps}; make them equal"
             )
-        return listed_path(backbone.schedule, grid.timesteps, stochasticity=grid.stochasticity)
-    return even_path(
-        backbone.schedule, num_steps, shift=grid.shift, stochasticity=grid.stochasticity
-    )
+        path = listed_path(backbone.schedule, grid.timesteps, stochasticity=grid.stochasticity)
+    else:
+        path = even_path(
+            backbone.schedule, num_steps, shift=grid.shift, stochasticity=grid.stochasticity
+        )
+    return dataclasses.replace(path, sizes=grid.sizes) if is_main else path
 
 
 def shape_of(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
@@ -141,32 +140,6 @@ def fill_cast(setting: Setting, frame: Frame, stages: tuple[Stage, ...]) -> None
             network.train()
 
 
-def student_policy(frame: Frame) -> ParameterPolicy:
-    """How the student is parameterised."""
-    lora, targets = frame.config.lora, targets_of(frame)
-    if lora.student == "lora":
-        return LoraPolicy(targets, lora.rank, lora.alpha)
-    if lora.student == "lorad":
-        return LoradPolicy(targets, lora.rank)
-    if lora.student == "full":
-        return FullPolicy(lora.trainable)
-    return SmallerPolicy("transformer_blocks", lora.keep_blocks)
-
-
-def critic_policy(frame: Frame) -> ParameterPolicy:
-    """How the critic is: like the student, at its own rank, or a full copy."""
-    lora = frame.config.lora
-    if lora.critic == "full":
-        return FullPolicy()
-    alpha = lora.alpha * lora.critic_rank / lora.rank
-    return LoraPolicy(targets_of(frame), lora.critic_rank, alpha)
-
-
-def targets_of(frame: Frame) -> tuple[str, ...]:
-    """Layers that get an adapter: the config's, or the family's own."""
-    return frame.config.lora.targets or frame.backbone.lora_targets
-
-
 def prompts_of(config: TrainConfig) -> PromptList:
     """The run's prompts, with the digit each asks for where the teacher is a digits one.
 
@@ -195,14 +168,13 @@ def prompts_of(config: TrainConfig) -> PromptList:
     raise ConfigError(f"{config.model} needs prompts; pass --data.prompts FILE, one per line")
 
 
-def latents_of(
-    config: TrainConfig, backbone: Backbone, book: PromptBook, stages: tuple[Stage, ...]
-) -> LatentBook | None:
+def latents_of(frame: Frame, stages: tuple[Stage, ...]) -> LatentBook | None:
     """Real latents, where a stage asks for them.
 
     Raises:
         ConfigError: It does and there are none.
     """
+    config, backbone, book = frame.config, frame.backbone, frame.book
     if not any(stage.uses_data for stage in stages):
         return None
     if config.data.images:
@@ -216,7 +188,7 @@ def latents_of(
             skip_bad=config.data.skip_bad,
         )
     if config.is_digits:
-        return digits_latents(backbone, book)
+        return config.method.latents(frame) or digits_latents(backbone, book)
     raise ConfigError(
         f"method {config.method.facts.name} compares with real pictures; pass --data.images "
         "FOLDER, or choose a method that needs prompts only (--list)"

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from fewstep.trainer.components.critics import Critic
+from fewstep.trainer.components.preparation import Preparation
 from fewstep.trainer.components.terms import Weighted
 from fewstep.trainer.parameters.cast import Cast
+from fewstep.trainer.parameters.policies import FullPolicy, SmallerPolicy
 from fewstep.trainer.roles import Role
 
 
@@ -42,9 +44,9 @@ class Copy(Action):
 
 @dataclass(frozen=True, slots=True)
 class Reset(Action):
-    """A role's update back to nothing: low-rank ups (and rotations) to zero, downs as they are.
+    """A role as it was added: an update that changes nothing, or the base's own weights.
 
-    Only for roles that are updates of the base.
+    Low-rank ups (and rotations) become zero, downs stay as they are.
     """
 
     role: Role
@@ -52,6 +54,12 @@ class Reset(Action):
 
     @torch.no_grad()
     def act(self, cast: Cast) -> None:
+        policy = cast.policies[self.role.name]
+        if isinstance(policy, FullPolicy | SmallerPolicy):
+            fresh = dict(policy.network(cast.base).named_parameters())
+            for name, parameter in cast.named(self.role):
+                parameter.copy_(fresh[name])
+            return
         for name, parameter in cast.named(self.role):
             if name.endswith(("lora_B.weight", "lorad_A.weight")):
                 parameter.zero_()
@@ -74,6 +82,7 @@ class Stage:
         uses_data: Whether prompts and samples come from real latents.
         modules: Names of modules trained together with the student.
         rotates_experts: Train all experts of a condition route, one per update in turn.
+        preparations: What is made before the run's first step: teacher pairs.
     """
 
     name: str
@@ -88,6 +97,7 @@ class Stage:
     uses_data: bool = False
     modules: tuple[str, ...] = ()
     rotates_experts: bool = False
+    preparations: tuple[Preparation, ...] = ()
 
     @property
     def trains_student(self) -> bool:

@@ -30,7 +30,8 @@ Examples:
   fewstep doctor adapter.safetensors
   fewstep doctor digits-sd3 --adapter student.safetensors
   fewstep doctor path/of/pipeline --adapter lora.safetensors --recipe lora.json --steps 4 --json
-  fewstep doctor path/of/pipeline --steps 4 --guidance-scale 7.5   what a call like this does"""
+  fewstep doctor path/of/pipeline --steps 4 --guidance-scale 7.5   what a call like this does
+  fewstep doctor train digits-4step      what a training run costs, and where it would go wrong"""
 
 FOUND = 3
 """Exit status where a finding has severity "error"."""

@@ -105,6 +105,10 @@ def _dispatch(argv: list[str]) -> int:
         from fewstep.trainer.__main__ import main as train
 
         return train(argv[1:])
+    if argv[:2] == ["doctor", "train"]:
+        from fewstep.trainer.doctor.__main__ import main as doctor_train
+
+        return doctor_train(argv[2:])
     if name == "--version":
         sys.stdout.write(f"fewstep {__version__}\n")
         return 0

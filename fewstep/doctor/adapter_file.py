@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from fewstep.adapters import AdapterHeader, lora_modules
+from fewstep.adapters import AdapterHeader, adapter_parts, lora_modules
 from fewstep.adapters.families import KNOWN, guess_family
 from fewstep.adapters.opening import open_adapter
 from fewstep.doctor.comfyui import COMFYUI_CHECKS, comfy_settings, lora_weight, runtime_levels
@@ -91,8 +91,9 @@ def adapter_file(
         scale: The user's own; None takes the recipe's.
         stock: What stock diffusers made of it.
     """
-    modules = lora_modules(header)
-    guess = guess_family(modules)
+    parts = adapter_parts(header)
+    modules = lora_modules(parts.lora)  # what other hosts could apply; other kinds have a finding
+    guess = guess_family(parts.modules())
     family = guess if recipe is None else _family(guess, recipe.base.family)
     wanted = 1.0 if recipe is None else recipe.lora.scale
     return AdapterFile(header, modules, family, wanted if scale is None else scale, stock)

@@ -1,5 +1,6 @@
 """Checks of LoRA files: whether a host loads all of one, and what it must be told. No torch."""
 
+from fewstep.adapters.kinds import adapter_parts
 from fewstep.adapters.modules import LORA_METADATA_KEY, lora_metadata
 from fewstep.doctor.finding import Finding
 from fewstep.doctor.subject import Check, Subject
@@ -31,6 +32,28 @@ class DoesNotFit(Check):
         )
 
 
+class NotPlainLora(Check):
+    """A kind of adapter that no other program applies."""
+
+    def examine(self, subject: Subject) -> Finding | None:
+        for file in subject.files:
+            parts = adapter_parts(file.header)
+            if parts.kind == "lora":
+                continue
+            fix = "sample it with FewStepPipeline"
+            if parts.kind == "lorad":
+                fix += ", or make a LoRA of it (fewstep convert --base BASE --rank R)"
+            return Finding(
+                "adapter/not-plain-lora",
+                "warning",
+                f"{file.header.path.name} is {parts.kind_text}: stock diffusers and ComfyUI refuse "
+                "it, or apply a part of it",
+                fix,
+                {"kind": parts.kind},
+            )
+        return None
+
+
 class StockLoadsLess(Check):
     """A file of which stock diffusers loads nothing, or a part, and goes on."""
 
@@ -55,7 +78,8 @@ class StockRefuses(Check):
 
     def examine(self, subject: Subject) -> Finding | None:
         for file in subject.files:
-            if file.stock is None or file.stock.error is None:
+            is_plain = adapter_parts(file.header).kind == "lora"
+            if file.stock is None or file.stock.error is None or not is_plain:
                 continue
             return Finding(
                 "adapter/stock-refuses",
@@ -123,6 +147,7 @@ class ScaleOutside(Check):
 
 LORA_FILE_CHECKS: tuple[Check, ...] = (
     DoesNotFit(),
+    NotPlainLora(),
     StockLoadsLess(),
     StockRefuses(),
     AlphaTwice(),

@@ -63,10 +63,11 @@ class ExtraWeights:
         """Put the extras of the current adapters in place.
 
         Args:
-            current: Component -> position of its adapter.
+            current: Component -> position of its adapter; others stay as they are.
         """
         for component, sets in self._sets.items():
-            sets.show(self._versions[component][current[component]])
+            if component in current:
+                sets.show(self._versions[component][current[component]])
 
     def remove(self) -> None:
         """Give all components their own weights back.

@@ -94,11 +94,11 @@ def exact_book(backbone: ExactBackbone, count: int = 1) -> PromptBook:
     return PromptBook(("",) * count, backbone.encode([""] * count), backbone.encode([""]))
 
 
-def exact_latents(count: int = 512) -> LatentBook:
+def exact_latents(count: int = 512, shape: tuple[int, ...] = SHAPE) -> LatentBook:
     """Real data, seeded."""
     generator = torch.Generator().manual_seed(7)
-    x0 = MEAN + VARIANCE**0.5 * torch.randn((count, *SHAPE), generator=generator)
-    return LatentBook((LatentBucket(x0, torch.zeros(count, dtype=torch.long)),))
+    x0 = MEAN + VARIANCE**0.5 * torch.randn((count, *shape), generator=generator)
+    return LatentBook((LatentBucket((x0,), torch.zeros(count, dtype=torch.long)),))
 
 
 def exact_setting(roles: Sequence[Role] = (Role.STUDENT, Role.CRITIC, Role.AVERAGE)) -> Setting:
@@ -139,9 +139,17 @@ def exact_path(num_steps: int, stochasticity: float = 0.0) -> StudentPath:
     return even_path(Flow(), num_steps, stochasticity=stochasticity)
 
 
-def exact_run(method: Method, *, num_steps: int = 1, batch_size: int = 256, **grid: object) -> Run:
+def exact_run(
+    method: Method,
+    *,
+    num_steps: int = 1,
+    batch_size: int = 256,
+    backbone: ExactBackbone | None = None,
+    **grid: object,
+) -> Run:
     """A whole run of a method on the exact teacher, at step 0; drive it with `finish`."""
-    backbone = ExactBackbone()
+    backbone = ExactBackbone() if backbone is None else backbone
+    shape = backbone.latent_shape()
     book = exact_book(backbone)
     config = TrainConfig(
         method=method,  # pyright: ignore[reportArgumentType]
@@ -157,7 +165,12 @@ def exact_run(method: Method, *, num_steps: int = 1, batch_size: int = 256, **gr
     frame: Frame = build_frame(config, backbone, book)
     stages: tuple[Stage, ...] = method.stages(frame)
     setting = Setting(
-        backbone, Cast(backbone.denoiser, backbone.own_networks), book, exact_latents(), (SHAPE,), method.route(frame)
+        backbone,
+        Cast(backbone.denoiser, backbone.own_networks),
+        book,
+        exact_latents(shape=shape),
+        (shape,),
+        method.route(frame),
     )
     fill_cast(setting, frame, stages)
     return Run(
@@ -167,7 +180,7 @@ def exact_run(method: Method, *, num_steps: int = 1, batch_size: int = 256, **gr
         frame=frame,
         stages=stages,
         evaluator=None,
-        teacher_statistics=ChannelStatistics.of(torch.randn(8, *SHAPE)),
+        teacher_statistics=ChannelStatistics.of(torch.randn(8, *shape)),
         processes=Processes(),
     )
 

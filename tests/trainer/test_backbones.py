@@ -39,9 +39,14 @@ class StockStep:
 
 
 def stock_steps(
-    pipe: Any, case: Case, scale: float, dtype: torch.dtype = torch.float32
+    pipe: Any,
+    case: Case,
+    *,
+    scale: float = 1.0,
+    num_steps: int = 2,
+    dtype: torch.dtype = torch.float32,
 ) -> list[StockStep]:
-    """Two guided steps of the stock pipeline."""
+    """A few guided steps of the stock pipeline."""
     steps: list[StockStep] = []
     original = pipe.scheduler.step
 
@@ -56,7 +61,7 @@ def stock_steps(
         **case.arguments(condition, null.expand(BATCH), scale),
         height=HEIGHT_PX,
         width=WIDTH_PX,
-        num_inference_steps=2,
+        num_inference_steps=num_steps,
         output_type="latent",
         generator=torch.Generator().manual_seed(0),
     )
@@ -92,7 +97,7 @@ def error(ours: Tensor, theirs: Tensor) -> float:
 def test_x0_is_what_the_stock_pipeline_predicts(case: Case, scale: float) -> None:
     pipe = case.build()
     backbone = wrap_pipeline(pipe)
-    steps = stock_steps(pipe, case, scale)
+    steps = stock_steps(pipe, case, scale=scale)
     assert len(steps) == 2
     for step in steps:
         sample = image_shaped(case, backbone, step.sample).float()
@@ -111,11 +116,15 @@ def test_x0_is_what_the_stock_pipeline_predicts(case: Case, scale: float) -> Non
 
 @pytest.mark.parametrize("case", FAMILIES, ids=lambda case: case.name)
 def test_in_bf16_the_network_says_the_same_to_the_last_bit(case: Case) -> None:
-    """Timesteps are rounded where stock rounds them, sizes and guidance scales too."""
+    """Timesteps are rounded where stock rounds them, sizes and guidance scales too.
+
+    Five steps at shift 3 pass 923.08, which FLUX and Qwen-Image hear as 924 if it is rounded
+    before the division by a thousand, as 920 if after.
+    """
     pipe = case.build().to(torch.bfloat16)
     backbone = wrap_pipeline(pipe)
     assert backbone.dtype == torch.bfloat16  # though Wan keeps its first table in float32
-    for step in stock_steps(pipe, case, 1.0, torch.bfloat16):
+    for step in stock_steps(pipe, case, num_steps=5, dtype=torch.bfloat16):
         sample = image_shaped(case, backbone, step.sample).to(torch.bfloat16)
         with torch.no_grad():
             output = backbone.output(

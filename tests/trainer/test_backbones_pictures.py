@@ -5,17 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.autoencoders.vae import EncoderOutput
 from torch import Tensor
 
 from fewstep.trainer.backbones.codecs import Codec, ImageCodec, VideoCodec
 from fewstep.trainer.backbones.guidance import norm_kept_guidance, plain_guidance
 from fewstep.trainer.backbones.latents import unpack
 from fewstep.trainer.backbones.loading import wrap_pipeline
+from tests.tiny.parts import stock
 from tests.trainer.backbone_cases import (
     BATCH,
     FAMILIES,
     HEIGHT_PX,
+    SD15,
     WIDTH_PX,
     Case,
     random_sample,
@@ -58,10 +59,10 @@ def test_pictures_are_those_the_stock_pipeline_ends_with(case: Case) -> None:
         latents = unpack(latents, *backbone.latent_shape(HEIGHT_PX, WIDTH_PX)[-2:])
     with torch.no_grad():
         ours = backbone.decode_float(latents)
-    stock = draw(pipe, case, "pt")
+    theirs = draw(pipe, case, "pt")
     if backbone.layout.frames:
-        stock = stock.movedim(2, 1)  # frames before channels, there
-    torch.testing.assert_close(ours, stock.float(), rtol=1e-5, atol=1e-5)
+        theirs = theirs.movedim(2, 1)  # frames before channels, there
+    torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5)
     assert ours.std() > 1e-3
     eight_bit = backbone.decode(latents)
     assert torch.equal(eight_bit, (ours * 255.0).round().to(torch.uint8).movedim(1, -1))
@@ -92,6 +93,26 @@ def test_pictures_are_differentiable(case: Case) -> None:
         assert (gradient.transpose(1, 2).flatten(2).norm(dim=2) > 0.0).all()
 
 
+def test_a_tiny_autoencoder_in_place_of_the_familys_own() -> None:
+    """TAESD, and the shipped digits teachers."""
+    pipe = SD15.build()
+    torch.manual_seed(0)
+    pipe.vae = stock.AutoencoderTiny(
+        encoder_block_out_channels=(4, 4),
+        decoder_block_out_channels=(4, 4),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    backbone = wrap_pipeline(pipe)
+    images = torch.rand(BATCH, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+    latents = backbone.encode_images(images)
+    assert latents.shape == (BATCH, 4, 16, 32)
+    with torch.no_grad():
+        decoded = pipe.vae.decode(latents, return_dict=False)[0]
+    expected = pipe.image_processor.postprocess(decoded, output_type="pt")
+    torch.testing.assert_close(backbone.decode_float(latents), expected)
+
+
 class IdentityVae:
     """An autoencoder that does nothing, so that only the codec's arithmetic is left."""
 
@@ -100,8 +121,8 @@ class IdentityVae:
     def __init__(self, **config: Any) -> None:
         self.config: Any = SimpleNamespace(**config, get=config.get)
 
-    def encode(self, images: Tensor) -> EncoderOutput:
-        return EncoderOutput(latent=images)
+    def encode(self, images: Tensor, return_dict: bool) -> tuple[Tensor]:
+        return (images,)
 
     def decode(self, latents: Tensor, return_dict: bool) -> tuple[Tensor]:
         return (latents,)

@@ -51,9 +51,7 @@ class TestBuckets:
         ("area_px", "step_px", "max_aspect"),
         [(1024 * 1024, 64, 4.0), (512 * 512, 16, 2.0), (700_000, 32, 3.0), (64 * 64, 64, 1.0)],
     )
-    def test_sizes_keep_their_promises(
-        self, area_px: int, step_px: int, max_aspect: float
-    ) -> None:
+    def test_sizes_keep_their_promises(self, area_px: int, step_px: int, max_aspect: float) -> None:
         found = aspect_buckets(area_px, step_px=step_px, max_aspect=max_aspect)
         assert len(set(found)) == len(found)
         assert {(width, height) for height, width in found} == set(found)

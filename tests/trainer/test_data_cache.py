@@ -157,8 +157,8 @@ class TestDamage:
         path.write_bytes(content)
         self.check(
             tmp_path,
-            f"{path} is damaged (its sha256 is not the one in index.json); delete this file and run "
-            "again: it alone is made anew",
+            f"{path} is damaged (its sha256 is not the one in index.json); delete this file and "
+            "run again: it alone is made anew",
         )
         path.unlink()
         again = Maker()
@@ -228,7 +228,8 @@ class TestDigests:
         with torch.no_grad():
             other.float()
             other.load_state_dict(one.state_dict())
-            other[0].weight[0, 0] = torch.nextafter(other[0].weight[0, 0], torch.tensor(9.0))
+            weight = next(other.parameters())
+            weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
         assert module_digest(one) != module_digest(other)
 
     def test_of_a_tensor_sees_its_shape(self) -> None:

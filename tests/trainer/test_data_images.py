@@ -64,8 +64,8 @@ def three_pictures() -> dict[str, bytes]:
     }
 
 
-def pictures(source: Path, **options: bool) -> PictureList:
-    found = read_images(str(source), **options)
+def pictures(source: Path, *, skip_bad: bool = False) -> PictureList:
+    found = read_images(str(source), skip_bad=skip_bad)
     assert isinstance(found, PictureList)
     return found
 
@@ -264,6 +264,12 @@ class TestShards:
         shard = make_shard(tmp_path / "s.tar", {"x.png": png(0), "x.txt": b"one", "x.TXT": b"two"})
         with pytest.raises(ConfigError, match="member x.TXT: is there twice"):
             pictures(shard)
+        found = pictures(shard, skip_bad=True)
+        assert ([p.caption for p in found.pictures], found.skipped) == (["one"], 1)
+
+    def test_members_without_a_stem_or_a_kind_are_no_samples(self, tmp_path: Path) -> None:
+        members = {".hidden": b"", "README": b"text", "x.png": png(0), "x.txt": b"one"}
+        assert len(pictures(make_shard(tmp_path / "s.tar", members)).pictures) == 1
 
     def test_a_shard_that_ends_too_early(self, tmp_path: Path) -> None:
         shard = make_shard(tmp_path / "s.tar", {"a.png": png(0), "a.txt": b"a", "b.png": png(1)})
@@ -273,6 +279,14 @@ class TestShards:
             pictures(shard)
         found = pictures(shard, skip_bad=True)
         assert [p.caption for p in found.pictures] == ["a"]
+
+    def test_a_shard_that_ends_within_a_caption(self, tmp_path: Path) -> None:
+        members = {"a.png": png(0), "a.txt": b"a", "b.png": png(1), "b.txt": b"b" * 5000}
+        shard = make_shard(tmp_path / "s.tar", members)
+        shard.write_bytes(shard.read_bytes()[:-12_000])
+        found = pictures(shard, skip_bad=True)
+        assert [p.caption for p in found.pictures] == ["a"]
+        assert found.skipped == 2  # the shard's end, and the sample it cut
 
     def test_a_compressed_shard_is_refused(self, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "s.tar", "w:gz"):
@@ -301,7 +315,9 @@ class TestLatentFiles:
         latents = torch.arange(4.0).reshape(4, 1, 1, 1).clone()
         latents[1] = float("nan")
         path = self.write(tmp_path / "a.safetensors", latents, ["x", "nan", "", 3])
-        with pytest.raises(ConfigError, match="a.safetensors, row 2: holds values that are not fin"):
+        with pytest.raises(
+            ConfigError, match="a.safetensors, row 2: holds values that are not fin"
+        ):
             read_images(str(path))
         found = read_images(str(path), skip_bad=True)
         assert isinstance(found, LatentFiles)
@@ -321,6 +337,16 @@ class TestLatentFiles:
         path = self.write(tmp_path / "a.safetensors", torch.ones(2, 4, 8, 8), prompts)
         with pytest.raises(ConfigError, match=message):
             read_images(str(path))
+
+    def test_options_that_mean_nothing_to_latents(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path / "a.safetensors", torch.ones(1, 4, 8, 8), ["x"])
+        with pytest.raises(ConfigError, match="holds latents, which take no column and no limit"):
+            read_images(str(path), limit=1)
+
+    def test_nothing_good_is_left(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path / "a.safetensors", torch.ones(1, 4, 8, 8), [""])
+        with pytest.raises(ConfigError, match="has no good latents: all 1 are bad, first: .*row 1"):
+            read_images(str(path), skip_bad=True)
 
     def test_files_of_another_kind(self, tmp_path: Path) -> None:
         path = tmp_path / "a.safetensors"

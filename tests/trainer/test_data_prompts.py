@@ -104,14 +104,19 @@ class TestBadRows:
     def test_jsonl_whose_first_row_has_no_known_key(self, tmp_path: Path) -> None:
         content = b'{"img": 1}\n{"text": "good"}\n'
         check_bad(
-            tmp_path / "p.jsonl", content, "line 1: has no key prompt, text or caption (it has: img)"
+            tmp_path / "p.jsonl",
+            content,
+            "line 1: has no key prompt, text or caption (it has: img)",
         )
 
     @pytest.mark.parametrize(
         ("row", "message"),
         [
             (b"1", "has 1 fields, the header has 2"),
-            (b"1,a cat, a dog", "has 3 fields, the header has 2 (text with separators needs quotes)"),
+            (
+                b"1,a cat, a dog",
+                "has 3 fields, the header has 2 (text with separators needs quotes)",
+            ),
             (b'1,"  "', "prompt is empty"),
             (b"1,caf\xe9", "prompt is not UTF-8"),
             (b'1,"never closed', "is not a row of a .csv table (unexpected end of data)"),
@@ -146,6 +151,23 @@ class TestBadRows:
         with pytest.raises(ConfigError, match="row 1: prompt is a list; wanted text"):
             read_prompts(str(path))
 
+    def test_a_parquet_file_with_damaged_pages(self, tmp_path: Path) -> None:
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        path = tmp_path / "p.parquet"
+        rows = [f"prompt {number}" for number in range(4000)]
+        parquet.write_table(
+            pyarrow.table({"prompt": rows}), path, row_group_size=2048, use_dictionary=False
+        )
+        content = bytearray(path.read_bytes())
+        start = parquet.read_metadata(path).row_group(1).column(0).data_page_offset
+        content[start : start + 400] = bytes(400)
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="p.parquet is damaged after row 2048"):
+            read_prompts(str(path))
+        assert len(read_prompts(str(path), limit=2048)) == 2048
+
     def test_a_missing_group(self, tmp_path: Path) -> None:
         path = tmp_path / "p.jsonl"
         path.write_text('{"prompt": "a", "k": 3}\n{"prompt": "b", "k": true}\n{"prompt": "c"}\n')
@@ -175,13 +197,17 @@ def test_skipped_rows_are_counted_and_warned_of_once(
         found = read_prompts(str(path), skip_bad=True)
     assert (found.prompts, found.skipped) == (("a", "b"), 2)
     (record,) = caplog.records
-    assert record.message.startswith(f"{path}: 2 bad rows skipped; the first: {path}, line 2: is not")
+    assert record.message.startswith(
+        f"{path}: 2 bad rows skipped; the first: {path}, line 2: is not"
+    )
 
 
 def test_a_file_without_one_good_prompt_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": ""}\n')
-    with pytest.raises(ConfigError, match="no good prompts: all 1 are bad, first: .*line 1: prompt"):
+    with pytest.raises(
+        ConfigError, match="no good prompts: all 1 are bad, first: .*line 1: prompt"
+    ):
         read_prompts(str(path), skip_bad=True)
     path.write_text("\n")
     with pytest.raises(ConfigError, match="has no prompts; give a source that has some"):
@@ -232,7 +258,7 @@ class TestWrongSources:
         (tmp_path / "p.parquet").write_text("")
         monkeypatch.setitem(sys.modules, package, None)
         source = str(tmp_path / "p.parquet") if package == "pyarrow" else "datasets:owner/name"
-        with pytest.raises(MissingExtraError, match=rf'pip install "fewstep\[data\]"'):
+        with pytest.raises(MissingExtraError, match=r'pip install "fewstep\[data\]"'):
             read_prompts(source)
 
 
@@ -255,7 +281,9 @@ class TestDatasets:
         assert read_prompts(f"datasets:{folder}:test").prompts == ("c",)
         with pytest.raises(ConfigError, match="row 1: note is null; wanted text"):
             read_prompts(f"datasets:{folder}:train:note")
-        with pytest.raises(ConfigError, match=r"cannot be read by the datasets library \(Bad split"):
+        with pytest.raises(
+            ConfigError, match=r"cannot be read by the datasets library \(Bad split"
+        ):
             read_prompts(f"datasets:{folder}:nope")
 
     def test_folders_that_save_to_disk_wrote(self, tmp_path: Path) -> None:
@@ -278,6 +306,14 @@ class TestDatasets:
         folder.mkdir()
         (folder / "train.csv").write_text('caption,n\na,1\n"b,2\n')
         with pytest.raises(ConfigError, match="datasets:.*set (cannot be read|is damaged after)"):
+            read_prompts(f"datasets:{folder}")
+
+    def test_damage_in_a_later_file_is_told(self, tmp_path: Path) -> None:
+        folder = tmp_path / "set"
+        folder.mkdir()
+        (folder / "train-0.jsonl").write_text('{"caption": "a"}\n')
+        (folder / "train-1.jsonl").write_text('{"caption": \n')
+        with pytest.raises(ConfigError, match="datasets:.*set is damaged after row 1"):
             read_prompts(f"datasets:{folder}")
 
     def test_mistakes_in_the_name(self) -> None:

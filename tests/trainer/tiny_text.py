@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 stock: Any = transformers
 """Untyped: its configurations take whatever they are given."""
 
-WORDS = "a red cat two big blue dogs run".split()
+WORDS = [" ", *"a red cat two big blue dogs run".split()]
 LENGTH = 77
 """Of CLIP, which stock pipelines without a tokenizer assume."""
 SPECIAL = ["<pad>", "<unk>", "<eos>"]
@@ -17,14 +17,16 @@ CHAT_TEMPLATE = "{% for message in messages %}user {{ message['content'] }} end 
 
 
 def tokenizer(length: int = LENGTH) -> Any:
-    """Knows a few words and letters; every text ends in an end token, also the empty one."""
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    vocabulary = {
-        word: index for index, word in enumerate(dict.fromkeys(SPECIAL + WORDS + letters))
-    }
+    """Knows a few words; every text ends in an end token, also the empty one."""
+    vocabulary = {word: index for index, word in enumerate(SPECIAL + WORDS)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
-    inner.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [  # a space is a token: " " and "" differ, as they do for Qwen-Image
+            pre_tokenizers.Split(" ", "isolated"),
+            pre_tokenizers.Split(Regex(r"<\|[a-z_]+\|>|\n"), "isolated"),
+        ]
+    )
+    inner.post_processor = processors.TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", vocabulary["<eos>"])]
     )
     made = stock.PreTrainedTokenizerFast(

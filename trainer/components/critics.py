@@ -10,8 +10,9 @@ from fewstep.sampling import Prediction
 from fewstep.trainer import losses
 from fewstep.trainer.backbones.condition import Condition
 from fewstep.trainer.components.kernels import Kernel, Noised, Renoise
-from fewstep.trainer.components.rollouts import Rolled
-from fewstep.trainer.components.rollouts import Rollout
+from fewstep.trainer.components.probe import LiveProbe
+from fewstep.trainer.components.rollouts import Rolled, Rollout
+from fewstep.trainer.components.targets import ConstantGuidance, GuidanceLaw, guided
 from fewstep.trainer.components.taus import TauLaw
 from fewstep.trainer.components.terms import Metrics, TermLoss
 from fewstep.trainer.context import StepContext
@@ -80,6 +81,14 @@ class ImportanceWeight(CriticWeight):
         return self.inner.of(noised, rolled, prediction) * log_ratio.clamp(-5.0, 5.0).exp()
 
 
+@dataclass(frozen=True, slots=True)
+class SignalWeight(CriticWeight):
+    """The output's error times alpha^2: less weight where there is little signal (SwiftBrush, WaDi)."""
+
+    def of(self, noised: Noised, rolled: Rolled, prediction: Prediction) -> Tensor:
+        return output_weight(prediction, noised.levels) * noised.levels.alpha.square()
+
+
 class CriticExtra(ABC):
     """Interface: a further loss of the critic's update (a discriminator's, real data)."""
 
@@ -106,6 +115,8 @@ class Critic:
         role: Whose parameters.
         extras: Further losses of the same update.
         null_share: Share of samples trained under the null prompt, for critics that are guided.
+        law: Guidance under which the critic's answer is trained: SiD-LSG's kappa 1; 0 trains it
+            without the prompt.
         modules: Names of modules trained beside it: a discriminator's heads.
         trains: False keeps a critic role's updates to the extras (a discriminator alone).
 
@@ -124,6 +135,7 @@ class Critic:
     role: Role = Role.CRITIC
     extras: tuple[CriticExtra, ...] = ()
     null_share: float = 0.0
+    law: GuidanceLaw = ConstantGuidance()
     modules: tuple[str, ...] = ()
     trains: bool = True
 
@@ -144,7 +156,14 @@ class Critic:
         condition = context.condition
         if self.null_share > 0.0:
             condition = drop_prompts(context, self.null_share)
-        answer = context.backbone.x0(role, question.probe.sample, noised.levels, condition)
+        probe = LiveProbe(
+            context.backbone,
+            question.probe.sample,
+            noised.levels,
+            condition,
+            context.null_condition,
+        )
+        answer = guided(probe, role, self.law)
         target = self.kernel.critic_x0(rolled, noised)
         weight = self.weight.of(noised, rolled, context.backbone.prediction)
         loss = losses.denoising_loss(answer, target, weight)

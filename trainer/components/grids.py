@@ -9,6 +9,7 @@ from torch import Tensor
 from fewstep import sampling
 from fewstep.errors import ConfigError
 from fewstep.noise_schedule import Flow, Level, NoiseSchedule, levels_of
+from fewstep.trainer.components.sizes import enlarged
 from fewstep.trainer.draws import Draws
 
 
@@ -20,7 +21,8 @@ class StudentPath:
         levels: N + 1 levels.
         schedule: Of the base.
         stochasticity: 0 ODE steps, 1 re-noising, between TCD's gamma.
-        sizes: Height and width of each step as a share of the full size (SwD); empty: all full.
+        sizes: Height and width of each step's sample as a share of the full size, rising to 1
+            (SwD); empty: all full.
     """
 
     levels: tuple[Level, ...]
@@ -33,10 +35,17 @@ class StudentPath:
         """Student steps."""
         return len(self.levels) - 1
 
+    def size(self, index: int) -> float:
+        """Share of the full height and width at level `index`, 0 to N."""
+        return (*self.sizes, 1.0)[index] if self.sizes else 1.0
+
     def advance(self, sample: Tensor, x0: Tensor, index: int, noise: Tensor | None) -> Tensor:
-        """One grid step with the one step function."""
+        """One grid step with the one step function; where samples grow, x0 is enlarged first."""
         now, following = self.levels[index], self.levels[index + 1]
         via = self.schedule.via(following, self.stochasticity)
+        if noise is not None and self.size(index) != self.size(index + 1):
+            x0 = enlarged(x0, tuple(noise.shape[1:]))
+            sample = x0  # its weight is zero: what is re-noised does not remember the sample
         return sampling.step(sample, x0, now, following, noise, via)
 
     def needs_noise(self, index: int) -> bool:
@@ -106,7 +115,8 @@ class RandomGrid(GridLaw):
         high: Highest.
 
     Source:
-        byliutao/cdm: n in 1..28, interior sigmas uniform in (0.25, 0.95), deterministic.
+        CDM, arXiv:2605.06376, and byliutao/cdm: n in 1..28, interior sigmas uniform in
+        (0.25, 0.95), deterministic.
     """
 
     schedule: NoiseSchedule
@@ -127,9 +137,17 @@ class RandomGrid(GridLaw):
         return listed_path(self.schedule, tuple(clock))
 
 
+class ExitLaw(ABC):
+    """Interface: at which step a rollout stops, the same for all processes."""
+
+    @abstractmethod
+    def draw(self, draws: Draws, name: str, num_steps: int, progress: float = 0.0) -> int:
+        """The exit step of a grid of so many steps; progress is the share of the stage done."""
+
+
 @dataclass(frozen=True, slots=True)
-class Exit:
-    """At which steps a rollout may stop; drawn uniformly, the same for all processes.
+class Exit(ExitLaw):
+    """At which steps a rollout may stop; drawn uniformly.
 
     Attributes:
         first: Lowest step; negative counts from the end (-1 is the last).
@@ -139,7 +157,7 @@ class Exit:
     first: int = 0
     last: int = -1
 
-    def draw(self, draws: Draws, name: str, num_steps: int) -> int:
+    def draw(self, draws: Draws, name: str, num_steps: int, progress: float = 0.0) -> int:
         """The exit step of a grid.
 
         Raises:
@@ -153,6 +171,25 @@ class Exit:
                 "steps; use a longer grid"
             )
         return draws.shared_integer(f"{name}/exit", low, high + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class AnnealedExit(ExitLaw):
+    """Noisy steps first, all alike at the end: position 1 - u^(1 / (1 + a)), a falling to 0.
+
+    Attributes:
+        a: How much the first steps are preferred at the start; `taus.BetaAnnealed` with b = 0.
+
+    Source:
+        DMDR, arXiv:2511.13649 (vvvvvjdy/dmdr).
+    """
+
+    a: float = 3.0
+
+    def draw(self, draws: Draws, name: str, num_steps: int, progress: float = 0.0) -> int:
+        u = float(torch.rand((), generator=draws.shared(f"{name}/exit")))
+        position = 1.0 - u ** (1.0 / (1.0 + self.a * max(0.0, 1.0 - progress)))
+        return min(int(position * num_steps), num_steps - 1)
 
 
 ANY_EXIT, LAST_EXIT, NOT_FIRST_EXIT = Exit(), Exit(-1, -1), Exit(1, -1)

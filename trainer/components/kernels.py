@@ -82,8 +82,9 @@ class Interval(Kernel):
         self, rolled: Rolled, positions: Tensor, epsilon: Tensor, schedule: NoiseSchedule
     ) -> Noised:
         s = rolled.following
-        if s.sigma > 0.0:
-            positions = positions.clamp(min=min(rolled.end_position + self.margin, 1.0))
+        if s.sigma == 0.0:
+            return Renoise().noised(rolled, positions, epsilon, schedule)
+        positions = positions.clamp(min=min(rolled.end_position + self.margin, 1.0))
         levels = levels_at(schedule, positions).like(rolled.x0)
         a = levels.alpha / s.alpha
         b = (levels.sigma.square() - (a * s.sigma).square()).clamp(min=1e-6).sqrt()
@@ -149,8 +150,11 @@ class OwnPrediction(Kernel):
 
 @torch.no_grad()
 def transition_score_x0(noised: Noised) -> Tensor:
-    """Tweedie's x0 of one transition, `(x_tau - sigma^2 epsilon / b) / alpha`: the definition that
-    `Interval.critic_x0` rearranges, kept for tests (it divides by alpha, which is 0 at the start)."""
+    """Tweedie's x0 of one transition, `(x_tau - sigma^2 epsilon / b) / alpha`.
+
+    The definition that `Interval.critic_x0` rearranges, kept for tests: it divides by alpha, which
+    is 0 at the start of a flow.
+    """
     levels = noised.levels
     score = -noised.epsilon / noised.transition
     return (noised.sample + levels.sigma.square() * score) / levels.alpha

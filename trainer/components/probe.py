@@ -4,6 +4,8 @@ Terms that share a kernel and a tau law share the probe, and with it the calls: 
 stacking terms on one another cheap.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,18 @@ from fewstep.trainer.backbones.backbone import Backbone
 from fewstep.trainer.backbones.condition import Condition
 from fewstep.trainer.levels import Levels
 from fewstep.trainer.roles import Role
+
+
+class Asked(Protocol):
+    """A noised batch and its answers, with gradient (`LiveProbe`) or without (`Probe`)."""
+
+    backbone: Backbone
+    sample: Tensor
+    levels: Levels
+
+    def cond(self, role: Role) -> Tensor: ...
+    def uncond(self, role: Role) -> Tensor: ...
+    def both(self, role: Role) -> tuple[Tensor, Tensor]: ...
 
 
 class Probe:
@@ -72,3 +86,44 @@ class Probe:
                 role, self.sample, self.levels, self.condition, self.null_condition
             )
         return self.cond(role), self.uncond(role)
+
+
+class LiveProbe:
+    """The same questions with gradient: into the sample, and into the role that answers.
+
+    Args:
+        backbone: Who is asked.
+        sample: Noisy samples, shape (B, ...), with whatever gradient they carry.
+        levels: Of the samples.
+        condition: B rows.
+        null_condition: One row.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        sample: Tensor,
+        levels: Levels,
+        condition: Condition,
+        null_condition: Condition,
+    ) -> None:
+        self.backbone = backbone
+        self.sample = sample
+        self.levels = levels.like(sample)
+        self.condition = condition
+        self.null_condition = null_condition
+
+    def cond(self, role: Role) -> Tensor:
+        """A role's x0 under the prompt."""
+        return self.backbone.x0(role, self.sample, self.levels, self.condition)
+
+    def uncond(self, role: Role) -> Tensor:
+        """A role's x0 under the empty prompt."""
+        null = self.null_condition.expand(len(self.sample))
+        return self.backbone.x0(role, self.sample, self.levels, null)
+
+    def both(self, role: Role) -> tuple[Tensor, Tensor]:
+        """(cond, uncond) in one call."""
+        return self.backbone.both_x0(
+            role, self.sample, self.levels, self.condition, self.null_condition
+        )

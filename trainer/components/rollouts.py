@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fewstep import sampling
 from fewstep.noise_schedule import Level
-from fewstep.trainer.components.grids import ANY_EXIT, Exit, GridLaw, StudentPath
-from fewstep.trainer.levels import position_of
+from fewstep.trainer.components.grids import ANY_EXIT, ExitLaw, GridLaw, StudentPath
+from fewstep.trainer.components.sizes import enlarged, real_like, shape_at
+from fewstep.trainer.levels import level_at, position_of
 
 if TYPE_CHECKING:
     from fewstep.trainer.context import StepContext
@@ -82,27 +83,39 @@ class StudentRollout(Rollout):
         grid: Which grid.
         exit: At which of its steps to stop.
         name: Of its draws: terms with rollouts of other names see other trajectories.
+        pick: Of the draw of its exit, where terms see different steps of one trajectory (CDM);
+            empty takes `name`. The steps before the exit are then walked once.
     """
 
     grid: GridLaw
-    exit: Exit = ANY_EXIT
+    exit: ExitLaw = ANY_EXIT
     name: str = "rollout"
+    pick: str = ""
 
     def run(self, context: "StepContext") -> Rolled:
         path = self.grid.draw(context.draws, self.name)
-        exit_index = self.exit.draw(context.draws, self.name, path.num_steps)
-        start = context.normal(f"{self.name}/noise")
-        sample = path.levels[0].sigma * start
-        for index in range(exit_index):
+        exit_index = self.exit.draw(
+            context.draws, self.pick or self.name, path.num_steps, context.progress
+        )
+        start = context.normal(f"{self.name}/noise", path.size(0))
+        samples = context.walk(self.grid, self.name)
+        if not samples:
+            samples.append(path.levels[0].sigma * start)
+        for index in range(len(samples) - 1, exit_index):
+            sample, now, following = samples[index], path.levels[index], path.levels[index + 1]
             with torch.no_grad():
-                x0 = context.student_x0(sample, path.levels[index], path.levels[index + 1])
-            sample = path.advance(sample, x0, index, step_noise(context, self.name, path, index))
-        return exit_step(context, self.name, path, exit_index, sample, start)
+                x0 = context.student_x0(sample, now, following)
+            noise = step_noise(context, self.name, path, index)
+            samples.append(path.advance(sample, x0, index, noise))
+        return exit_step(context, self.name, path, exit_index, samples[exit_index], start)
 
 
 @dataclass(frozen=True, slots=True)
 class DataRollout(Rollout):
     """The student is asked at noised real latents on a step of its grid (FastGen, CausVid).
+
+    Where samples grow, the latents are reduced to the step before and enlarged again, as blurred as
+    the student's own would be (SwD).
 
     Attributes:
         grid: Which grid.
@@ -111,16 +124,38 @@ class DataRollout(Rollout):
     """
 
     grid: GridLaw
-    exit: Exit = ANY_EXIT
+    exit: ExitLaw = ANY_EXIT
     name: str = "data"
     needs_data = True
 
     def run(self, context: "StepContext") -> Rolled:
         path = self.grid.draw(context.draws, self.name)
-        index = self.exit.draw(context.draws, self.name, path.num_steps)
-        start = context.normal(f"{self.name}/noise")
-        sample = sampling.add_noise(context.real.x0, start, path.levels[index])
+        index = self.exit.draw(context.draws, self.name, path.num_steps, context.progress)
+        start = context.normal(f"{self.name}/noise", path.size(index))
+        x0 = real_like(context, shape_at(context.shape, path.size(max(0, index - 1))))
+        if path.size(index) != path.size(max(0, index - 1)):
+            x0 = enlarged(x0, tuple(start.shape[1:]))
+        sample = sampling.add_noise(x0, start, path.levels[index])
         return exit_step(context, self.name, path, index, sample, start)
+
+
+@dataclass(frozen=True, slots=True)
+class RealLatents(Rollout):
+    """No student at all: the update's real latents stand for its result.
+
+    A critic that learns from it becomes a denoiser of the data, as plain fine-tuning makes one.
+
+    Attributes:
+        grid: Only for its schedule; the whole clock is noisier than clean data.
+    """
+
+    grid: GridLaw
+    needs_data = True
+
+    def run(self, context: "StepContext") -> Rolled:
+        path = self.grid.draw(context.draws, "real")
+        x0 = context.real.x0
+        return Rolled(x0, x0, x0, path.num_steps - 1, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +196,7 @@ class OffPath(Rollout):
         high: Highest.
 
     Source:
-        CDM (byliutao/cdm), off-trajectory matching.
+        CDM, arXiv:2605.06376, off-trajectory matching on latents extrapolated by the student.
     """
 
     around: Rollout
@@ -177,8 +212,7 @@ class OffPath(Rollout):
             rolled = self.around.run(context.without_grad())
         u = float(torch.rand((), generator=context.draws.shared("off-path")))
         schedule = rolled.path.schedule
-        clock = (self.low + (self.high - self.low) * u) * schedule.uniform_timesteps(1)[0]
-        level = schedule.level(clock)
+        level = level_at(schedule, self.low + (self.high - self.low) * u)
         sample = sampling.step(rolled.sample, rolled.x0, rolled.now, level, None, level)
         end = rolled.path.levels[-1]
         path = StudentPath((level, end), schedule, rolled.path.stochasticity)
@@ -204,4 +238,6 @@ def step_noise(
     context: "StepContext", name: str, path: StudentPath, index: int
 ) -> Tensor | None:
     """Fresh noise for the step that leaves `index`, None where it draws none."""
-    return context.normal(f"{name}/noise/{index}") if path.needs_noise(index) else None
+    if not path.needs_noise(index):
+        return None
+    return context.normal(f"{name}/noise/{index}", path.size(index + 1))

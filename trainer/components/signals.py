@@ -35,11 +35,16 @@ class MeanAbs(Normaliser):
 
 
 @dataclass(frozen=True, slots=True)
-class InverseVariance(Normaliser):
-    """1 / sigma_tau^2: the difference of epsilon predictions weighted as SDS does (WaDi)."""
+class EpsilonVariance(Normaliser):
+    """The difference of epsilon predictions times sigma_tau^2, as SDS and VSD weight it (WaDi).
+
+    epsilon_teacher - epsilon_critic = alpha / sigma * (critic - teacher), so the divisor of the x0
+    difference is 1 / (alpha sigma): the ends of the schedule count little.
+    """
 
     def scale(self, x0: Tensor, target: Tensor, question: Question) -> Tensor:
-        return question.probe.levels.sigma.square().reciprocal()
+        levels = question.probe.levels
+        return (levels.alpha * levels.sigma).clamp(min=1e-4).reciprocal()
 
 
 class Pull(ABC):

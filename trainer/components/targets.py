@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep import sampling
-from fewstep.trainer.components.probe import Probe
+from fewstep.trainer.components.probe import Asked, Probe
 from fewstep.trainer.levels import Levels, levels_at, positions_of
 from fewstep.trainer.roles import Role
 
@@ -73,7 +73,7 @@ class Guided(Target):
         return guided(probe, self.role, self.law)
 
 
-def guided(probe: Probe, role: Role, law: GuidanceLaw) -> Tensor:
+def guided(probe: Asked, role: Role, law: GuidanceLaw) -> Tensor:
     """`uncond + w * (cond - uncond)`; calls only the half that counts where w is 1 or 0."""
     scale = law.scale(positions_of(probe.backbone.schedule, probe.levels))
     if isinstance(scale, float | int):
@@ -151,6 +151,8 @@ class Annealed(Target):
         x0 = target at the base plus the critic's adapter, scaled by lambda
         lambda = strength * (1 + cos(pi * progress / until)) / 2, 0 after `until`
 
+    A critic with a network of its own is mixed with the teacher in x0 instead.
+
     Attributes:
         law: The scale.
         role: Whose adapter is blended in.
@@ -175,8 +177,12 @@ class Annealed(Target):
 
     def x0(self, probe: Probe, progress: float) -> Tensor:
         blend = self.blend(progress)
-        role = self.role.scaled(blend) if blend > 0.0 else Role.TEACHER
-        return guided(probe, role, self.law)
+        if blend == 0.0:
+            return guided(probe, Role.TEACHER, self.law)
+        if self.role.name in probe.backbone.own_networks:  # no adapter that could be scaled
+            teacher = guided(probe, Role.TEACHER, self.law)
+            return torch.lerp(teacher, guided(probe, self.role, self.law), blend)
+        return guided(probe, self.role.scaled(blend), self.law)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,25 @@ class Term(ABC):
 
 
 @dataclass(frozen=True, slots=True)
+class ByExpert(Term):
+    """The same loss for several students, each with roles of its own (MSD: its critic).
+
+    Attributes:
+        parts: One term per expert of the route.
+    """
+
+    parts: tuple[Term, ...]
+
+    @property
+    def needs_data(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(part.needs_data for part in self.parts)
+
+    def loss(self, context: StepContext) -> TermLoss:
+        assert context.expert is not None  # a stage that rotates its experts names one per update
+        return self.parts[context.expert].loss(context)
+
+
+@dataclass(frozen=True, slots=True)
 class Weighted:
     """A term as a stage uses it.
 

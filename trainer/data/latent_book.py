@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewstep.digits.data import Digits, load_digits
+from fewstep.digits.weights import cache_root
 from fewstep.errors import ConfigError
 from fewstep.trainer.backbones.backbone import Backbone
 from fewstep.trainer.data.cache import OnProgress, ShardCache, quiet
@@ -146,23 +148,29 @@ def build_latent_book(
 
 
 def digits_latents(backbone: Backbone, book: PromptBook) -> LatentBook:
-    """Latents of the shipped real digits: 1797, each with a prompt that asks for its digit.
-
-    Pictures of one digit take the prompts of its group in turn. Encoding takes about 20 s on a CPU,
-    so the latents are kept beside the teachers' folders (`fewstep.digits.weights.cache_root`).
-
-    Args:
-        backbone: Of a digits teacher.
-        book: Its groups are the digits "0" to "9".
+    """Latents of the shipped real digits, all 1797, as `latents_of_digits`.
 
     Raises:
         ConfigError: A digit has no prompt.
         MissingExtraError: scikit-learn is not installed.
     """
-    from fewstep.digits.data import load_digits
-    from fewstep.digits.weights import cache_root
+    return latents_of_digits(backbone, load_digits(), book)
 
-    digits = load_digits()
+
+def latents_of_digits(backbone: Backbone, digits: Digits, book: PromptBook) -> LatentBook:
+    """Latents of real digits, each with a prompt that asks for it.
+
+    Pictures of one digit take the prompts of its group in turn. Encoding all takes about 20 s on a
+    CPU, so latents are kept beside the teachers' folders (`fewstep.digits.weights.cache_root`).
+
+    Args:
+        backbone: Of a digits teacher.
+        digits: Pictures and labels.
+        book: Its groups are the digits "0" to "9".
+
+    Raises:
+        ConfigError: A digit has no prompt.
+    """
     asking: dict[str, list[int]] = {}
     for row, group in enumerate(book.groups):
         asking.setdefault(group, []).append(row)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import nn
 
 from fewstep.noise_schedule import NoiseSchedule
+from fewstep.recipe import FewStepRecipe
 from fewstep.trainer.backbones.backbone import Backbone
 from fewstep.trainer.components.grids import FixedGrid, GridChoice, GridLaw, StudentPath
 from fewstep.trainer.config_parts import GridConfig, LoraConfig
+from fewstep.trainer.data.latent_book import LatentBook
 from fewstep.trainer.data.prompt_book import PromptBook
 from fewstep.trainer.parameters.policies import ParameterPolicy
 from fewstep.trainer.roles import Role
@@ -101,6 +103,10 @@ class Method(ABC):
         """Trained parts that are no role's network, by name; seeded by the caller."""
         return {}
 
+    def latents(self, frame: Frame) -> LatentBook | None:
+        """Real data that the method brings along for a digits teacher; None takes the digits."""
+        return None
+
     def grid(self, grid: GridConfig) -> GridConfig:
         """The grid this method's named recipe starts from: its paper's steps and re-noising."""
         return grid
@@ -108,6 +114,10 @@ class Method(ABC):
     def parameters(self, lora: LoraConfig) -> LoraConfig:
         """The parameters its named recipe starts from."""
         return lora
+
+    def recipe(self, recipe: FewStepRecipe, frame: Frame) -> FewStepRecipe:
+        """The recipe of its product, from the one that lists the run's grids."""
+        return recipe
 
     def check(self, config: "TrainConfig") -> None:
         """Refuse settings that cannot work with this method.

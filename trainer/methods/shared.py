@@ -12,6 +12,8 @@ from fewstep.trainer.components.targets import ConstantGuidance, Guided
 from fewstep.trainer.components.taus import TauLaw, Uniform
 from fewstep.trainer.config_checks import above, at_least, within
 from fewstep.trainer.methods.method import Frame
+from fewstep.trainer.roles import Role
+from fewstep.trainer.stages import Action, Copy
 
 EXITS = {"random": ANY_EXIT, "last": LAST_EXIT, "not-first": NOT_FIRST_EXIT}
 
@@ -100,6 +102,14 @@ class MatchConfig:
             modules=modules,
             null_share=null_share,
         )
+
+
+def aligned(match: MatchConfig) -> tuple[Action, ...]:
+    """Where IDA mixes adapters, the critic begins with the student's factors, still without effect.
+
+    For first stages: mixing factors of different beginnings would mix neither network.
+    """
+    return (Copy(Role.CRITIC, Role.STUDENT),) if match.ida < 1.0 else ()
 
 
 def guided_teacher(frame: Frame) -> Guided:

@@ -105,22 +105,32 @@ class SmallerPolicy(ParameterPolicy):
 
     def network(self, base: nn.Module) -> nn.Module:
         """The role's network, all of it trained in float32."""
+        kept = self.kept(base)
         network = without_updates(copy.deepcopy(base)).float()
         blocks = network.get_submodule(self.blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        network.get_submodule(self.blocks.rpartition(".")[0]).register_module(
+            self.blocks.rpartition(".")[2], nn.ModuleList(blocks[i] for i in kept)
+        )
+        return network.requires_grad_(True)
+
+    def kept(self, base: nn.Module) -> list[int]:
+        """Which blocks of the base stay; the last one always does, the first where two do.
+
+        Raises:
+            ConfigError: The base has no such list of blocks, or too few.
+        """
+        parts = dict(base.named_modules())
+        blocks = parts.get(self.blocks)
         if not isinstance(blocks, nn.ModuleList) or not 1 <= self.keep <= len(blocks):
             raise ConfigError(
                 f"{self.blocks!r} of {type(base).__name__} is no list of at least {self.keep} "
                 "blocks; name one such as transformer_blocks, and keep fewer"
             )
-        # the first and the last block stay: they border on what the base learned around them
-        count = len(blocks)
-        chosen = [round(i * (count - 1) / max(1, self.keep - 1)) for i in range(self.keep)]
         if self.keep == 1:
-            chosen = [count - 1]
-        network.get_submodule(self.blocks.rpartition(".")[0]).register_module(
-            self.blocks.rpartition(".")[2], nn.ModuleList(blocks[i] for i in chosen)
-        )
-        return network.requires_grad_(True)
+            return [len(blocks) - 1]
+        # first and last border on what the base learned around them
+        return [round(i * (len(blocks) - 1) / (self.keep - 1)) for i in range(self.keep)]
 
 
 def without_updates(network: nn.Module) -> nn.Module:

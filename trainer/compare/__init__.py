@@ -1,0 +1,1 @@
+"""Methods against each other: same teacher, same budget of network evaluations, same judge."""
