@@ -76,12 +76,14 @@ DEFAULT_METHOD = WarmDmd2(
     warm_start=TrajectoryConfig(num_steps=500, learning_rate=2e-3, teacher_substeps=12),
     match=MatchConfig(num_steps=200, learning_rate=5e-5, exit="last", tau_shift=3.0),
 )
+ONE_STEP_METHOD = DEFAULT_METHOD
 
 
-def digits_default(model: str) -> TrainConfig:
+def digits_default(model: str, num_steps: int = 4) -> TrainConfig:
     """The recommended run on a shipped teacher."""
-    config = on_digits(DEFAULT_METHOD, num_steps=4, model=model)
-    return dataclasses.replace(config, out=Path("runs/digits-4step"))
+    method = ONE_STEP_METHOD if num_steps == 1 else DEFAULT_METHOD
+    config = on_digits(method, num_steps=num_steps, model=model)
+    return dataclasses.replace(config, out=Path(f"runs/digits-{num_steps}step"))
 
 
 def quick(config: TrainConfig) -> TrainConfig:
@@ -113,6 +115,10 @@ RECIPES: dict[str, NamedRecipe] = {
     ),
     "digits-sd15-4step": _digits(
         "the shipped epsilon teacher (UNet) in 4 steps", digits_default("digits-sd15")
+    ),
+    "digits-1step": _digits("the shipped flow teacher in 1 step", digits_default("digits-sd3", 1)),
+    "digits-sd15-1step": _digits(
+        "the shipped epsilon teacher in 1 step", digits_default("digits-sd15", 1)
     ),
     "digits-sd15-4step-quick": _digits(
         "the same, shorter and rougher", quick(digits_default("digits-sd15"))

@@ -11,6 +11,7 @@ from fewstep.trainer.backbones.loading import load_backbone
 from fewstep.trainer.components.grids import StudentPath, even_path, listed_path
 from fewstep.trainer.config import TrainConfig
 from fewstep.trainer.context import Setting
+from fewstep.trainer.data.images import read_images
 from fewstep.trainer.data.latent_book import LatentBook, build_latent_book, digits_latents
 from fewstep.trainer.data.prompt_book import PromptBook, build_prompt_book
 from fewstep.trainer.data.prompt_files import PromptList, read_prompts
@@ -165,6 +166,8 @@ def prompts_of(config: TrainConfig) -> PromptList:
             skipped=0,
             source=config.model,
         )
+    if config.data.images:  # the pictures' own captions
+        return read_images(config.data.images, skip_bad=config.data.skip_bad).captions()
     raise ConfigError(f"{config.model} needs prompts; pass --data.prompts FILE, one per line")
 
 

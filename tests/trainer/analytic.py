@@ -145,12 +145,13 @@ def exact_run(
     num_steps: int = 1,
     batch_size: int = 256,
     backbone: ExactBackbone | None = None,
+    book: PromptBook | None = None,
     **grid: object,
 ) -> Run:
     """A whole run of a method on the exact teacher, at step 0; drive it with `finish`."""
     backbone = ExactBackbone() if backbone is None else backbone
     shape = backbone.latent_shape()
-    book = exact_book(backbone)
+    book = exact_book(backbone) if book is None else book
     config = TrainConfig(
         method=method,  # pyright: ignore[reportArgumentType]
         model="exact",
@@ -159,7 +160,7 @@ def exact_run(
         grad_clip=10.0,
         ema_decay=0.9,
         grid=GridConfig(num_steps=num_steps, **grid),  # pyright: ignore[reportArgumentType]
-        lora=LoraConfig(rank=1, alpha=1.0, critic_rank=1),
+        lora=method.parameters(LoraConfig(rank=1, alpha=1.0, critic_rank=1)),
         evaluation=EvaluationConfig(every=0),
     )
     frame: Frame = build_frame(config, backbone, book)

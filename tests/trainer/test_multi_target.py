@@ -16,6 +16,7 @@ from fewstep.errors import RecipeError
 from fewstep.recipe import FewStepRecipe
 from fewstep.trainer import checkpoint
 from fewstep.trainer.components.grids import even_path
+from fewstep.trainer.components.pairs import TeacherPairs
 from fewstep.trainer.config import (
     DataConfig,
     EvaluationConfig,
@@ -59,7 +60,7 @@ def config_for(models: Path, kind: str, out: Path, method: Method, grid: GridCon
         out=out,
         batch_size=2,
         max_sequence_length=1 if kind == "sd3" else 0,
-        guidance_scale=2.0,
+        guidance_scale=2.0 if isinstance(method, Cdm) else 1.0,
         sample_every=0,
         checkpoint_every=1,
         ema_decay=0.5,
@@ -73,13 +74,10 @@ def config_for(models: Path, kind: str, out: Path, method: Method, grid: GridCon
 
 def trained(config: TrainConfig) -> tuple[Run, Path]:
     """The run after its last step, and its product."""
-    result = train(config)
+    runs: list[Run] = []
+    result = train(config, lambda run, metrics: runs.append(run))
     assert result.adapter is not None
-    run = build_run(config)
-    found = checkpoint.latest(run.folder.checkpoints)
-    assert found is not None
-    restore_run(run, found)
-    return run, result.adapter
+    return runs[-1], result.adapter
 
 
 def recipe_of(adapter: Path) -> FewStepRecipe:
@@ -149,12 +147,18 @@ def test_a_run_with_pairs_continues_where_it_stopped(models: Path, tmp_path: Pat
     method = Dmd(match=FEW, pairs=PairsConfig(count=4, teacher_steps=2))
     config = config_for(models, "sd3", tmp_path / "whole", method, GridConfig(num_steps=1))
     whole, _ = trained(config)
-    again, _ = trained(config)
+    again = build_run(config)
+    found = checkpoint.latest(again.folder.checkpoints)
+    assert found is not None
+    restore_run(again, found)
     assert again.evaluations == whole.evaluations
-    assert again.backbone.evaluations["teacher"] == 4 * 2 * 2 + 2 * 2 * 2
+    assert whole.backbone.evaluations["teacher"] == 4 * 2 + 2 * 2
     first = whole.setting.cast.tensors(Role.AVERAGE)
     for name, tensor in again.setting.cast.tensors(Role.AVERAGE).items():
         assert torch.equal(tensor, first[name])
+    made = [one.stages[0].preparations[0] for one in (whole, again)]
+    assert all(isinstance(pairs, TeacherPairs) for pairs in made)
+    assert torch.equal(made[0].all.x0, made[1].all.x0)  # pyright: ignore
 
 
 def test_the_named_recipe_of_cdm_lists_the_usual_counts() -> None:

@@ -83,7 +83,7 @@ class ImportanceWeight(CriticWeight):
 
 @dataclass(frozen=True, slots=True)
 class SignalWeight(CriticWeight):
-    """The output's error times alpha^2: less weight where there is little signal (SwiftBrush, WaDi)."""
+    """The output's error times alpha^2: little weight where there is little signal (WaDi)."""
 
     def of(self, noised: Noised, rolled: Rolled, prediction: Prediction) -> Tensor:
         return output_weight(prediction, noised.levels) * noised.levels.alpha.square()

@@ -1,12 +1,12 @@
 """RealUID: an inverse distillation whose critic also sees real data, without a discriminator.
 
-    critic    alpha |f(x_g) - (beta / alpha) u_g|^2 + (1 - alpha) |f(x_r) - (1 - beta) / (1 - alpha) u_r|^2
-    student   alpha (|T(x_g) - (beta / alpha) u_g|^2 - |f(x_g) - (beta / alpha) u_g|^2)
+    critic    alpha |f(x_g) - r u_g|^2 + (1 - alpha) |f(x_r) - (1 - beta) / (1 - alpha) u_r|^2
+    student   alpha (|T(x_g) - r u_g|^2 - |f(x_g) - r u_g|^2),   r = beta / alpha
 
 x_g and x_r are noised samples of the student and of the data, u what a network should answer there
-(its own output: velocity, epsilon), T the teacher, f the critic; the student's gradient goes through
-x_g and u_g. Where the student equals the data, f = T is the critic's best answer and the student's
-loss is 0. alpha = beta = 1 needs no data and is UID.
+(its own output: velocity, epsilon), T the teacher, f the critic. The student's gradient goes
+through x_g and u_g. Where the student equals the data, f = T is the critic's best answer and the
+student's loss is 0. alpha = beta = 1 needs no data and is UID.
 
 Source:
     RealUID, arXiv:2509.22459 (David-cripto/RealUID); there in flow velocities.

@@ -86,7 +86,7 @@ def guided(probe: Asked, role: Role, law: GuidanceLaw) -> Tensor:
     else:
         scale = scale.reshape(-1, *[1] * (probe.sample.ndim - 1)).float()
     cond, uncond = probe.both(role)
-    return uncond + scale * (cond - uncond)
+    return probe.backbone.combine(cond, uncond, scale, probe.sample.float())
 
 
 @dataclass(frozen=True, slots=True)

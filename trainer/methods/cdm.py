@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from fewstep.errors import ConfigError
+from fewstep.noise_schedule import Flow
 from fewstep.recipe import FewStepRecipe
 from fewstep.trainer.components.grids import RandomGrid
 from fewstep.trainer.components.rollouts import OffPath, StudentRollout
@@ -98,8 +99,10 @@ class Cdm(Method):
         return dataclasses.replace(grid, also_steps=others)
 
     def recipe(self, recipe: FewStepRecipe, frame: Frame) -> FewStepRecipe:
-        # grids made on demand are shifted as the listed ones were
-        schedule = dataclasses.replace(recipe.base.schedule, shift=frame.config.grid.shift)
+        schedule = recipe.base.schedule
+        if isinstance(frame.schedule, Flow):
+            # grids made on demand are shifted as the listed ones were
+            schedule = dataclasses.replace(schedule, shift=frame.config.grid.shift)
         base = dataclasses.replace(recipe.base, schedule=schedule)
         return dataclasses.replace(recipe, base=base, steps="any")
 

@@ -28,7 +28,7 @@ class RealUidMethod(Method):
         num_steps=1,
         artefact="LoRA",
         equation="alpha (|T - beta/alpha u|^2 - |F - beta/alpha u|^2), gradient through T, F and u",
-        deviations="the teacher may be guided; no GAN finetuning; adapters instead of full networks",
+        deviations="the teacher may be guided; no GAN finetuning; adapters, not full networks",
     )
     match: MatchConfig = field(default_factory=MatchConfig)
     alpha: float = 0.92

@@ -29,7 +29,7 @@ class Wadi(Method):
         needs="prompts",
         num_steps=1,
         artefact="LoRaD",
-        equation="grad = sigma^2 (epsilon_teacher_w - epsilon_critic_w), theta = A B per column pair",
+        equation="grad = sigma^2 (epsilon_teacher_w - epsilon_critic_w), theta = A B",
         deviations="one rank for student and critic (the paper: 256 and 32); each sample drops its "
         "prompt by itself, not the whole batch",
     )
