@@ -187,7 +187,7 @@ def test_an_expert_with_text_modules_is_refused(tmp_path: Path) -> None:
     tensors |= {f"{layer}.lora_B.weight": torch.ones(8, 2)}
     safetensors.torch.save_file(tensors, high)
     with pytest.raises(
-        AdapterError, match="for some of the steps, but has LoRA modules for text_e"
+        AdapterError, match="for some of the steps or prompts, but has LoRA modules for text_e"
     ):
         FewStepPipeline.wrap(SD3.build(), adapter=folder, recipe=recipe)
 

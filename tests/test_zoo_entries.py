@@ -144,8 +144,14 @@ def test_what_is_not_supported_is_refused_with_its_own_reason(name: str) -> None
     assert str(found.unsupported) in str(caught.value)
     assert "use " in str(found.unsupported) or "pass " in str(found.unsupported)
     if found.recipe is not None and found.recipe.sampler.kind != "step":
-        with pytest.raises(PipelineError, match="FewStepScheduler runs 'step'"):
-            FewStepScheduler(found.recipe)
+        with pytest.raises(PipelineError, match="this recipe's sampler is '(policy|flow_map)'"):
+            one_step(found.recipe)
+
+
+def one_step(recipe: FewStepRecipe) -> None:
+    """A policy is refused when the scheduler is made, a flow map without its head when it steps."""
+    scheduler = FewStepScheduler(recipe)
+    scheduler.step(torch.zeros(1), scheduler.timesteps[0], torch.zeros(1))
 
 
 def test_special_kinds_are_carried() -> None:

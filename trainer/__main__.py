@@ -22,7 +22,8 @@ Pick a recipe, then override what you like:
   python -m fewstep.trainer dmd2 --out runs/dmd2 --method.match.critic-updates 5
   python -m fewstep.trainer image-4step --model ./my-sd3-fine-tune --data.prompts prompts.txt
 
-An interrupted run continues when the same command is given again."""
+An interrupted run continues when the same command is given again. Several GPUs: put `accelerate
+launch -m` or `torchrun --nproc-per-node N -m` in place of `python -m` (docs/scale.md)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,17 +49,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return run(config, console, is_quiet=is_quiet)
     except FewstepError as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        rank = os.environ.get("RANK", "0")  # without a launcher there is none
+        who = "" if rank == "0" else f"process {rank}: "
+        console.print(f"{who}error: {error}", style="red", highlight=False, soft_wrap=True)
         return 2
 
 
 def run(config: TrainConfig, console: Console, *, is_quiet: bool) -> int:
-    """Train with a progress bar and say where the result is."""
+    """Train with a progress bar and say where the result is; one of several processes speaks."""
+    from fewstep.trainer.launch import is_one_of_several, join, leave
     from fewstep.trainer.loop import train
+    from fewstep.trainer.parallel import Processes
     from fewstep.trainer.progress import TrainProgress
 
+    is_several = is_one_of_several(os.environ)
+    processes = join(os.environ, config.device) if is_several else Processes()
+    if not processes.is_main:
+        logging.getLogger().setLevel(logging.ERROR)
+        is_quiet = True
+        console = Console(stderr=True, quiet=True)
     with TrainProgress(console, is_quiet=is_quiet) as progress:
-        result = train(config, progress.report)
+        result = train(config, progress.report, processes)
+    leave(processes)
     if result.was_interrupted:
         console.print(
             f"stopped after step {result.steps}; run the same command to go on"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fewstep import strict_json
 from fewstep.errors import ConfigError
-from fewstep.trainer.config_checks import above, at_least, within
+from fewstep.trainer.config_checks import above, at_least, check_base, within
 from fewstep.trainer.config_parts import (
     DataConfig,
     EvaluationConfig,
@@ -30,7 +30,7 @@ __all__ = [
     "TrainConfig",
 ]
 DIGITS_PREFIX = "digits-"
-NOT_SHAPING = ("out", "device", "checkpoint_every", "sample_every")
+NOT_SHAPING = ("out", "device", "shard", "checkpoint_every", "sample_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,8 @@ class TrainConfig:
     """Text tokens, for pipelines that take it (SD3, FLUX); 0 takes the pipeline's default."""
     size_px: int = 0
     """Square image size; 0 takes the model's own."""
+    num_frames: int = 0
+    """Video: frames of a clip; 0 takes 81. Nothing to pictures."""
     seed: int = 0
     """Everything random in the run."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -68,6 +70,9 @@ class TrainConfig:
     quantised one."""
     gradient_checkpointing: bool = False
     """Recompute blocks in backward: less memory, more time."""
+    shard: bool = False
+    """Cut the frozen base over the processes of a machine (FSDP2), for models that no single GPU
+    holds; adapters stay whole everywhere."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     ema_decay: float = 0.99
@@ -93,11 +98,13 @@ class TrainConfig:
                 "choose an accumulation that divides it"
             )
         at_least("budget", self.budget, 0)
+        at_least("num-frames", self.num_frames, 0)
         at_least("guidance-scale", self.guidance_scale, 0.0)
         within("ema-decay", self.ema_decay, 0.0, 1.0)
         above("grad-clip", self.grad_clip, 0.0)
         at_least("checkpoint-every", self.checkpoint_every, 1)
         at_least("sample-every", self.sample_every, 0)
+        check_base(self)
         self.method.check(self)
 
     @property

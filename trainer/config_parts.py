@@ -12,9 +12,10 @@ from fewstep.trainer.config_checks import above, at_least, within
 class LoraConfig:
     """What is trained: adapters on the shared base, or a network of the student's own."""
 
-    student: Literal["lora", "lorad", "full", "smaller"] = "lora"
-    """lora; lorad (rotations, saved as their own kind); full: a trained copy; smaller: a copy with
-    fewer blocks. The last two are saved as a whole component."""
+    student: Literal["lora", "lorad", "two-time", "full", "smaller"] = "lora"
+    """lora; lorad (rotations) and two-time (lora and a head that is told where a step ends), both
+    saved as their own kind; full: a trained copy; smaller: a copy with fewer blocks. The last two
+    are saved as a whole component."""
     critic: Literal["lora", "lorad", "full"] = "lora"
     """An adapter, rotations, or a trained copy of the base."""
     rank: int = 32

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.heads.two_time import target_time
 from fewstep.noise_schedule import Level
 from fewstep.trainer.backbones.backbone import Backbone
 from fewstep.trainer.backbones.condition import Condition
@@ -20,6 +21,7 @@ from fewstep.trainer.data.latent_book import LatentBook
 from fewstep.trainer.data.prompt_book import PromptBook
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.levels import Levels
+from fewstep.trainer.parallel import Processes
 from fewstep.trainer.parameters.cast import Cast
 from fewstep.trainer.roles import Role
 from fewstep.trainer.routes import Route
@@ -36,6 +38,7 @@ class Setting:
         latents: Real data, or None.
         shapes: Latent shapes (C, h, w) that prompts-only rollouts draw from.
         route: Which student answers where.
+        processes: This one among its peers.
     """
 
     backbone: Backbone
@@ -44,6 +47,7 @@ class Setting:
     latents: LatentBook | None
     shapes: tuple[tuple[int, ...], ...]
     route: Route
+    processes: Processes = Processes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +179,9 @@ class StepContext:
 
     def student_x0(self, sample: Tensor, level: Level, following: Level) -> Tensor:
         """The student's prediction at one level, on its way to `following`."""
-        return self.backbone.x0(self.student(level), sample, self.levels(level), self.condition)
+        now, end = self.levels(level), torch.tensor([following.timestep], device=sample.device)
+        with target_time(end, now.timestep):  # heard by two-time students only
+            return self.backbone.x0(self.student(level), sample, now, self.condition)
 
     def walk(self, grid: GridLaw, name: str) -> list[Tensor]:
         """Samples of the student's trajectory of a name as far as anybody needed them, from its

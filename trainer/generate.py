@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fewstep.heads.two_time import target_time
 from fewstep.noise import NoiseBatch
 from fewstep.noise_schedule import Level
 from fewstep.trainer.components.grids import StudentPath
 from fewstep.trainer.components.sizes import enlarged, shape_at
 from fewstep.trainer.context import Setting
+from fewstep.trainer.parallel import summed
 from fewstep.trainer.roles import Role
 from fewstep.trainer.routes import ConditionRoute, Route
 from fewstep.trajectory import plain_steps, sample_trajectory
@@ -50,6 +52,8 @@ def generate(
 ) -> Tensor:
     """Latents of some prompts: image i depends on its own seed only.
 
+    Several processes draw a part each and all get the whole.
+
     Args:
         setting: Base and cached prompts.
         path: Grid and stochasticity.
@@ -65,20 +69,28 @@ def generate(
     groups: dict[Role, list[int]] = {}
     for index, prompt in enumerate(prompts):
         groups.setdefault(speaker(path.levels[0], prompt), []).append(index)
-    done: dict[int, Tensor] = {}
+    processes, device = setting.processes, setting.backbone.device
+    latents = torch.zeros((len(prompts), *setting.shapes[0]), device=device)
     for members in groups.values():
-        for start in range(0, len(members), BATCH):
-            part = members[start : start + BATCH]
-            batch = _one_batch(
+        for start in range(0, len(members), BATCH * processes.size):
+            batch = members[start : start + BATCH * processes.size]
+            part = processes.share(batch)
+            counted = setting.backbone.evaluations.copy()
+            drawn = _one_batch(
                 setting,
                 path,
                 speaker,
                 guidance_scale,
-                [prompts[i] for i in part],
-                [seeds[i] for i in part],
+                # the last few may be fewer than processes, and all must make the same calls
+                [prompts[i] for i in part or batch[:1]],
+                [seeds[i] for i in part or batch[:1]],
             )
-            done |= dict(zip(part, batch, strict=True))
-    return torch.stack([done[i] for i in range(len(prompts))])
+            if part:
+                latents[part] = drawn
+            else:
+                setting.backbone.evaluations = counted
+    # zeros where another process drew
+    return summed(latents) if processes.size > 1 else latents
 
 
 def _one_batch(
@@ -101,15 +113,20 @@ def _one_batch(
     def resize(x0: Tensor, size: float) -> Tensor:
         return enlarged(x0, shape_at(setting.shapes[0], size))
 
+    ends = dict(zip(path.levels, path.levels[1:], strict=False))
+
     def denoise(sample: Tensor, level: Level) -> Tensor:
-        return backbone.guided_x0(
-            speaker(level, prompts[0]),
-            sample,
-            backbone.level_batch(level, len(sample)),
-            condition,
-            null_condition,
-            guidance_scale,
-        )
+        now = backbone.level_batch(level, len(sample))
+        end = torch.tensor([ends[level].timestep], device=backbone.device)
+        with target_time(end, now.timestep):  # heard by two-time students only
+            return backbone.guided_x0(
+                speaker(level, prompts[0]),
+                sample,
+                now,
+                condition,
+                null_condition,
+                guidance_scale,
+            )
 
     steps = [
         dataclasses.replace(step, size=path.size(i), following_size=path.size(i + 1))

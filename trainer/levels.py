@@ -37,7 +37,9 @@ class Levels:
 
     def twice(self) -> "Levels":
         """The batch, then the batch again: for guidance's two halves."""
-        return Levels(*(torch.cat([part, part]) for part in (self.timestep, self.alpha, self.sigma)))
+        return Levels(
+            *(torch.cat([part, part]) for part in (self.timestep, self.alpha, self.sigma))
+        )
 
     @staticmethod
     def full(level: Level, batch_size: int, device: torch.device) -> "Levels":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fewstep.trainer import checkpoint as ckpt
 from fewstep.trainer.adapter import product_of
+from fewstep.trainer.agreement import agree_on_start
 from fewstep.trainer.config import TrainConfig
 from fewstep.trainer.meters import peak_memory
 from fewstep.trainer.parallel import Processes
@@ -51,13 +52,15 @@ def train(
 ) -> TrainResult:
     """Run, or continue, a distillation.
 
+    Several processes call it with the same config; the result is that of one, whatever their number.
+
     Args:
         config: Everything about the run; `config.out` is where it lives.
         report: Called after every optimizer step with the step's metrics.
         processes: This process among its peers.
 
     Raises:
-        ConfigError: A setting does not fit the model.
+        ConfigError: A setting does not fit the model, or processes were started differently.
         CheckpointError: `config.out` holds a run with other settings.
         TrainingError: The run went wrong and its guard says to stop; the last checkpoint is good.
     """
@@ -66,8 +69,9 @@ def train(
     if found is not None:
         restore_run(run, found)
         logger.info("continuing %s at step %d", config.out, run.step)
+    agree_on_start(run)
     with _stop_on_interrupt() as stop:
-        while not run.is_done and not stop.is_set():
+        while not run.is_done and not processes.is_any(stop.is_set()):
             started = time.perf_counter()
             metrics = advance(run)
             metrics["time/step_s"] = time.perf_counter() - started
@@ -101,6 +105,7 @@ def advance(run: Run) -> Metrics:
             run.setting.cast.blend(critic, student, stage.critic.keep)
     run.step += 1
     run.stage_step += 1
+    metrics = run.processes.mean(metrics)  # the guard must decide the same everywhere
     run.guard.after_step(run.step, metrics)
     metrics["evaluations"] = float(run.evaluations)
     _act(run, before, run.progress, is_first=False)
@@ -130,6 +135,7 @@ def _next_stage(run: Run) -> None:
 def _look_after(run: Run, metrics: Metrics) -> None:
     """Meters, evaluation, sample grid, metrics line and checkpoint, each when it is due.
 
+    All processes come here: they draw pictures together, the main one alone scores and writes.
     The checkpoint comes last: whatever it says was done has been done.
     """
     config, step = run.config, run.step
@@ -137,8 +143,7 @@ def _look_after(run: Run, metrics: Metrics) -> None:
     def is_due(every: int) -> bool:
         return every > 0 and (step % every == 0 or run.is_done)
 
-    if not run.processes.is_main:
-        return
+    is_main = run.processes.is_main
     if is_due(config.evaluation.every) or is_due(config.sample_every):
         metrics |= run.meters()
         run.guard.after_meters(step, metrics)
@@ -146,9 +151,11 @@ def _look_after(run: Run, metrics: Metrics) -> None:
         metrics |= run.evaluate()
     if is_due(config.sample_every):
         prompts = [i % len(run.setting.book.prompts) for i in range(GRID_IMAGES)]
-        images = run.backbone.decode(run.sample(prompts, GRID_SEED))
-        run.folder.save_grid(step, images.numpy(), GRID_COLUMNS)
-    run.folder.log(step, metrics)
+        latents = run.sample(prompts, GRID_SEED)
+        if is_main:
+            run.folder.save_grid(step, run.backbone.decode(latents).numpy(), GRID_COLUMNS)
+    if is_main:
+        run.folder.log(step, metrics)
     if is_due(config.checkpoint_every):
         save_run(run)
 

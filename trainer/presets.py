@@ -85,7 +85,13 @@ FLOW = dataclasses.replace(
 
 
 def _preset(
-    name: str, summary: str, source: str, base: TrainConfig, model: str, scale: float, **more: object
+    name: str,
+    summary: str,
+    source: str,
+    base: TrainConfig,
+    model: str,
+    scale: float,
+    **more: object,
 ) -> Preset:
     config = dataclasses.replace(
         base,

@@ -51,7 +51,9 @@ DIGITS_TARGETS = {
 }
 
 
-def on_digits(method: Method, *, num_steps: int | None = None, model: str = "digits-sd3") -> TrainConfig:
+def on_digits(
+    method: Method, *, num_steps: int | None = None, model: str = "digits-sd3"
+) -> TrainConfig:
     """A method on a shipped teacher: its scale, its shift, its layers.
 
     Args:

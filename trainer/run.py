@@ -38,7 +38,6 @@ class Run:
         stages: The method's.
         evaluator: Scores, or None where the teacher has no evaluation.
         teacher_statistics: What drift is measured against.
-        processes: This one among its peers.
         step: Updates of the student (or of the critic alone, in a recording stage) done.
         stage_index: Stage of the next step; `len(stages)` when all are done.
         stage_step: Steps done in it.
@@ -47,6 +46,7 @@ class Run:
         best_scores: The scores of that evaluation.
         student: Optimizer of the current stage's student.
         critic: Optimizer of its critic.
+        elsewhere: Evaluations that the other processes have spent, as of the last count.
         guard: What watches it.
     """
 
@@ -57,7 +57,6 @@ class Run:
     stages: tuple[Stage, ...]
     evaluator: Evaluator | None
     teacher_statistics: ChannelStatistics
-    processes: Processes
     step: int = 0
     stage_index: int = 0
     stage_step: int = 0
@@ -66,18 +65,25 @@ class Run:
     best_scores: dict[str, float] = field(default_factory=dict)
     student: Learner | None = field(init=False, default=None)
     critic: Learner | None = field(init=False, default=None)
+    elsewhere: int = field(init=False, default=0)
     guard: Guard = field(init=False)
 
     def __post_init__(self) -> None:
         self.guard = Guard(self.config.guard)
         for preparation in dict.fromkeys(p for stage in self.stages for p in stage.preparations):
             preparation.prepare(self.setting)  # before a checkpoint restores what was spent
+        self.count_evaluations()
         self.make_learners()
 
     @property
     def backbone(self) -> Backbone:
         """The base."""
         return self.setting.backbone
+
+    @property
+    def processes(self) -> Processes:
+        """This one among its peers."""
+        return self.setting.processes
 
     @property
     def stage(self) -> Stage:
@@ -92,7 +98,12 @@ class Run:
     @property
     def evaluations(self) -> int:
         """Network evaluations of the run so far, all processes; meters and scores do not count."""
-        return self.processes.size * sum(self.backbone.evaluations.values())
+        return self.elsewhere + sum(self.backbone.evaluations.values())
+
+    def count_evaluations(self) -> None:
+        """Ask the other processes what they have spent: progress must be the same for all."""
+        mine = sum(self.backbone.evaluations.values())
+        self.elsewhere = sum(self.processes.gathered(mine)) - mine
 
     @property
     def progress(self) -> float:
@@ -198,6 +209,7 @@ class Run:
         parts = [lambda c=c: loss(c) for c in self.contexts(0, with_grad=True)]
         factor = warm_cosine(progress, 1.0 / stage.num_steps)
         metrics = self.student.update(parts, factor * self.guard.slow)
+        self.count_evaluations()
         keep = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         for role in self.student_roles():
             average = Role(role.name.replace(Role.STUDENT.name, Role.AVERAGE.name))
@@ -218,11 +230,15 @@ class Run:
 
         parts = [lambda c=c: loss(c) for c in self.contexts(update, with_grad=False)]
         metrics = self.critic.update(parts, 1.0)
+        self.count_evaluations()
         metrics["health/critic_grad_norm"] = metrics.pop("health/grad_norm")
         return metrics
 
     def sample(self, prompts: list[int], first_seed: int, num_steps: int | None = None) -> Tensor:
-        """Latents of the averaged student on fixed seeds; the budget does not see them."""
+        """Latents of the averaged student on fixed seeds; the budget does not see them.
+
+        All processes draw a part and get the whole.
+        """
         counted = Counter(self.backbone.evaluations)
         path = self.frame.path
         if num_steps is not None:
@@ -242,7 +258,9 @@ class Run:
         """Latent drift of the averaged student against the teacher."""
         prompts = [i % len(self.setting.book.prompts) for i in range(NUM_METER_IMAGES)]
         latents = self.sample(prompts, EVALUATION_SEED)
-        return channel_drift(ChannelStatistics.of(latents), self.teacher_statistics)
+        return self.processes.from_main(
+            lambda: channel_drift(ChannelStatistics.of(latents), self.teacher_statistics)
+        )
 
     def evaluate(self) -> Metrics:
         """Scores of the averaged student; the best so far is exported at once.
@@ -253,9 +271,13 @@ class Run:
             if self.guard.is_healthy:
                 self.export({})
             return {}
-        latents = self.sample(self.evaluator.prompts(), EVALUATION_SEED)
-        images = torch.cat([self.backbone.decode(part) for part in latents.split(100)])
-        scores = self.evaluator.score(images.numpy())
+        judge, latents = self.evaluator, self.sample(self.evaluator.prompts(), EVALUATION_SEED)
+
+        def score() -> dict[str, float]:
+            images = torch.cat([self.backbone.decode(part) for part in latents.split(100)])
+            return judge.score(images.numpy())
+
+        scores = self.processes.from_main(score)
         if scores[self.evaluator.key] < self.best:
             self.best, self.best_scores = scores[self.evaluator.key], scores
             self.export(scores)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fewstep.errors import CheckpointError
-from fewstep.trainer.config import TrainConfig
+from fewstep.trainer.config import NOT_SHAPING, TrainConfig
 
 PACKAGES = ("fewstep", "torch", "diffusers", "transformers", "numpy", "safetensors")
 
@@ -115,16 +115,17 @@ def _environment() -> dict[str, Any]:
 
 
 def _first_change(before: TrainConfig, after: TrainConfig) -> str:
-    old, new = _flat(before.to_dict()), _flat(after.to_dict())
-    name = next(k for k in new if old.get(k) != new[k] and k not in ("out", "device"))
+    old, new = flat_settings(before.to_dict()), flat_settings(after.to_dict())
+    name = next(k for k in new if old.get(k) != new[k] and k not in NOT_SHAPING)
     return f"{name} was {old.get(name)}, now {new[name]}"
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name, such as `lora.rank`."""
     found: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict):
-            found.update(_flat(value, f"{prefix}{key}."))
+            found.update(flat_settings(value, f"{prefix}{key}."))
         else:
             found[prefix + key] = value
     return found

@@ -10,7 +10,17 @@ from fewstep.trainer.run import Run
 
 
 def save_run(run: Run) -> None:
-    """Write a checkpoint of everything the next step depends on."""
+    """Write a checkpoint of everything the next step depends on; all processes call it.
+
+    It does not say how many there are: any number can go on from it.
+    """
+    spent = sum(run.processes.gathered(run.backbone.evaluations), Counter())
+    if run.processes.is_main:
+        _write(run, spent)
+    run.processes.wait()
+
+
+def _write(run: Run, spent: Counter[str]) -> None:
     cast = run.setting.cast
     tensors: dict[str, Tensor] = {}
     for name in cast.policies:
@@ -28,7 +38,7 @@ def save_run(run: Run) -> None:
         "stage": run.stage_index,
         "stage_step": run.stage_step,
         "stage_start": run.stage_start,
-        "evaluations": dict(run.backbone.evaluations),
+        "evaluations": dict(spent),
         "guard": run.guard.state(),
         "best": run.best if run.best_scores else None,
         "best_scores": run.best_scores,
@@ -43,7 +53,9 @@ def restore_run(run: Run, checkpoint: ckpt.Checkpoint) -> None:
     run.stage_index = state["stage"]
     run.stage_step = state["stage_step"]
     run.stage_start = state["stage_start"]
-    run.backbone.evaluations = Counter(state["evaluations"])
+    # the past is kept by one process, whoever spent it
+    run.backbone.evaluations = Counter(state["evaluations"] if run.processes.is_main else {})
+    run.count_evaluations()
     for name in cast.policies:
         cast.load(Role(name), ckpt.take(tensors, f"role/{name}"))
     for name, module in cast.modules.items():

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from fewstep.errors import ConfigError
+from fewstep.trainer.agreement import agree_on_settings
 from fewstep.trainer.backbones.backbone import Backbone
-from fewstep.trainer.backbones.loading import load_backbone
+from fewstep.trainer.base import load_base
 from fewstep.trainer.components.grids import StudentPath, even_path, listed_path
 from fewstep.trainer.config import TrainConfig
 from fewstep.trainer.context import Setting
@@ -28,8 +29,10 @@ from fewstep.trainer.run import NUM_METER_IMAGES, Run
 from fewstep.trainer.run_folder import RunFolder
 from fewstep.trainer.stages import Stage
 from fewstep.trainer.validator import validate
+from fewstep.trainer.warm_init import start_from
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+VIDEO_FRAMES = 81
+"""Frames of a clip where the config names none: Wan's own."""
 TEACHER_STEPS = 20
 """Steps of the teacher samples that drift is measured against."""
 
@@ -47,37 +50,48 @@ def build_run(config: TrainConfig, processes: Processes = Processes()) -> Run:  
             f"of {processes.size} processes; choose a multiple of "
             f"{processes.size * config.accumulation}"
         )
+    agree_on_settings(config, processes)
     folder = RunFolder(config.out)
     if processes.is_main:
         folder.open(config)
-    backbone = load_backbone(
-        model_source(config.model),
-        precision=PRECISIONS[config.precision],
-        device=pick_device(config.device),
-        max_sequence_length=config.max_sequence_length,
-    )
+    source, device = model_source(config.model), pick_device(config.device)
+    backbone = load_base(source, config, processes, device)
     prompts = prompts_of(config)
     cache = Path(config.data.cache) if config.data.cache else None
     book = build_prompt_book(backbone, prompts, cache=cache)
+    return assemble(config, backbone, book, processes)
+
+
+def assemble(
+    config: TrainConfig, backbone: Backbone, book: PromptBook, processes: Processes
+) -> Run:
+    """A run at step 0 on a loaded base with encoded prompts.
+
+    Raises:
+        ConfigError: A setting does not fit the model.
+    """
     frame = build_frame(config, backbone, book)
     stages = with_imitation(frame, frame.config.method.stages(frame))
     route = config.method.route(frame)
     latents = latents_of(frame, stages)
     cast = Cast(backbone.denoiser, backbone.own_networks)
-    setting = Setting(backbone, cast, book, latents, (shape_of(config, backbone),), route)
+    shapes = (shape_of(config, backbone),)
+    setting = Setting(backbone, cast, book, latents, shapes, route, processes)
     validate(frame, stages, setting)
     fill_cast(setting, frame, stages)
+    if config.init:
+        source = Path(model_source(config.model))
+        start_from(Path(config.init), setting, frame, source if source.is_dir() else None)
     is_judged = config.is_digits and config.evaluation.every > 0
-    labels = [int(group) for group in prompts.groups] if is_judged else []
+    labels = [int(group) for group in book.groups] if is_judged else []
     return Run(
         config=config,
-        folder=folder,
+        folder=RunFolder(config.out),
         setting=setting,
         frame=frame,
         stages=stages,
         evaluator=DigitsEvaluator(config.evaluation.num_images, labels) if is_judged else None,
         teacher_statistics=teacher_statistics(setting, frame),
-        processes=processes,
     )
 
 
@@ -108,7 +122,8 @@ def path_of(config: TrainConfig, backbone: Backbone, num_steps: int) -> StudentP
 
 def shape_of(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
     """Latent shape of the run's pictures."""
-    return backbone.latent_shape(config.size_px, config.size_px)
+    frames = (config.num_frames or VIDEO_FRAMES) if backbone.layout.frames else 0
+    return backbone.latent_shape(config.size_px, config.size_px, frames)
 
 
 def fill_cast(setting: Setting, frame: Frame, stages: tuple[Stage, ...]) -> None:

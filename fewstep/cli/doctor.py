@@ -22,7 +22,8 @@ Run a pipeline for a few steps, once as stock diffusers would and once under its
 what its network is told and given at each step, how often it is called, whether one seed gives one
 picture, how the LoRA loads, what overflows, and what to set in ComfyUI.
 
-For a lone adapter file only its header is read, without torch.
+For a lone adapter file only its header is read, without torch. What a training run would cost, and
+where it would go wrong, is `fewstep doctor train RECIPE`.
 
 Exit status: 0 nothing that spoils pictures was found, 3 something was.
 
@@ -30,8 +31,7 @@ Examples:
   fewstep doctor adapter.safetensors
   fewstep doctor digits-sd3 --adapter student.safetensors
   fewstep doctor path/of/pipeline --adapter lora.safetensors --recipe lora.json --steps 4 --json
-  fewstep doctor path/of/pipeline --steps 4 --guidance-scale 7.5   what a call like this does
-  fewstep doctor train digits-4step      what a training run costs, and where it would go wrong"""
+  fewstep doctor path/of/pipeline --steps 4 --guidance-scale 7.5   what a call like this does"""
 
 FOUND = 3
 """Exit status where a finding has severity "error"."""

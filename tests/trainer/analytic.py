@@ -23,7 +23,6 @@ from fewstep.trainer.learner import Learner
 from fewstep.trainer.loop import advance
 from fewstep.trainer.meters import ChannelStatistics
 from fewstep.trainer.methods.method import Frame, Method
-from fewstep.trainer.parallel import Processes
 from fewstep.trainer.parameters.cast import Cast
 from fewstep.trainer.parameters.policies import LoraPolicy
 from fewstep.trainer.roles import Role
@@ -182,7 +181,6 @@ def exact_run(
         stages=stages,
         evaluator=None,
         teacher_statistics=ChannelStatistics.of(torch.randn(8, *shape)),
-        processes=Processes(),
     )
 
 

@@ -30,7 +30,7 @@ MIXTURE = GaussianMixture(
 
 
 class Answer(nn.Module):
-    """A network from a formula: (sample, levels, labels) -> x0; labels are -1 for the null prompt."""
+    """A network from a formula: (sample, levels, labels) -> x0; label -1 is the null prompt."""
 
     def __init__(
         self, formula: Callable[[Tensor, Levels, Tensor], Tensor], schedule: NoiseSchedule

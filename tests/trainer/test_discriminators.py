@@ -56,8 +56,10 @@ from tests.trainer.analytic import (
     finish,
     moments,
 )
-from tests.trainer.watched import WatchedBackbone
+from tests.trainer.watched import WatchedBackbone, place_student
 
+SHIFTED = (0.0, 0.0, 0.0, 0.0, 1.0, 0.3)
+"""A constant, a little more of it at noise."""
 CLEAN_ONLY = TauLaw(low=0.0, high=0.0)
 
 
@@ -198,7 +200,9 @@ def test_real_data_have_the_prompts_and_the_levels_of_the_fake_ones() -> None:
     """Each latent is its prompt's number; a head that sees both always finds them equal."""
     plain = exact_setting()
     numbers = torch.arange(5.0)
-    book = PromptBook(("",) * 5, Condition(numbers.reshape(5, 1, 1)), Condition(torch.zeros(1, 1, 1)))
+    book = PromptBook(
+        ("",) * 5, Condition(numbers.reshape(5, 1, 1)), Condition(torch.zeros(1, 1, 1))
+    )
     x0 = numbers.reshape(5, 1, 1, 1).expand(5, *SHAPE).clone()
     latents = LatentBook((LatentBucket((x0,), torch.arange(5)),))
     setting = Setting(plain.backbone, plain.cast, book, latents, (SHAPE,), plain.route)
@@ -221,9 +225,9 @@ def test_the_penalty_is_the_squared_change_under_a_small_noise() -> None:
     loss, metrics = DiscriminatorLoss(judge, weight=1.0, r1=3.0).loss(context, Role.CRITIC)
     noise = context.normal("gan/disturbed").flatten(1)
     by_hand = (0.1 * 0.5 * noise.sum(dim=1)).square().mean().item()
-    assert metrics["loss/gan_r1"] == pytest.approx(by_hand, rel=1e-4)
+    assert metrics["loss/discriminator_r1"] == pytest.approx(by_hand, rel=1e-4)
     assert by_hand == pytest.approx(0.01 * 4 * 0.25, rel=0.1)
-    plain = metrics["loss/gan_discriminator"]
+    plain = metrics["loss/discriminator"]
     assert loss.item() == pytest.approx(plain + 3.0 * by_hand, rel=1e-5)
 
 
@@ -232,8 +236,8 @@ def test_accuracy_counts_both_kinds() -> None:
     judge = judge_of(setting, LinearHead(0.0), tau=CLEAN_ONLY)
     context = exact_context(setting, count=8, uses_data=True, with_grad=False)
     _, metrics = DiscriminatorLoss(judge).loss(context, Role.CRITIC)
-    assert metrics["health/gan_accuracy"] == 0.0  # logit 0 is right about nobody
-    assert metrics["loss/gan_discriminator"] == pytest.approx(2.0 * math.log(2.0))
+    assert metrics["health/discriminator_accuracy"] == 0.0  # logit 0 is right about nobody
+    assert metrics["loss/discriminator"] == pytest.approx(2.0 * math.log(2.0))
 
 
 def test_the_students_gradient_is_the_heads_slope_at_its_own_samples() -> None:
@@ -303,10 +307,7 @@ class GanAlone(Method):
 def test_a_discriminator_alone_moves_a_student_to_the_data() -> None:
     """The student starts 1 away from the data's mean; no score is ever asked."""
     run = exact_run(GanAlone(), backbone=WatchedBackbone(), batch_size=128)
-    with torch.no_grad():  # the adapter's first feature is the exact x0: shift through the constant
-        layer = run.setting.backbone.denoiser.head.updates["student"]  # pyright: ignore
-        layer.down.copy_(torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0, 0.3]]))
-        layer.up.fill_(-1.0)
+    place_student(run.setting, -1.0, SHIFTED)
     run.setting.cast.copy(Role.AVERAGE, Role.STUDENT)
     assert abs(moments(run)[0] - MEAN) > 0.9
     finish(run)

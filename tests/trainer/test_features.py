@@ -26,6 +26,7 @@ from fewstep.trainer.components.features import (
     PictureFeatures,
     default_layers,
     last_tensor,
+    shapes_of,
     tapped,
 )
 from fewstep.trainer.components.grids import FixedGrid, even_path
@@ -185,10 +186,8 @@ def test_mistakes_in_paths_are_sentences() -> None:
     net = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="Sequential has no module 'middle'"):
         FeatureTap(net, ("middle",))
+    backbone = ExactBackbone()  # its only layer gives (B, C, h, w, 1)
     with pytest.raises(ConfigError, match="gives features of shape"):
-        backbone = ExactBackbone()  # its only layer gives (B, C, h, w, 1)
-        from fewstep.trainer.components.features import shapes_of
-
         shapes_of(NetworkFeatures(("head",)), backbone, backbone.encode([""]))
 
 
@@ -281,7 +280,9 @@ def watched_layers(stage: Watched) -> tuple[str, ...]:
     return layers
 
 
-def run(stage: Watched, loss: Callable[[Watched], Tensor], function: Any = None) -> dict[str, Tensor]:
+def run(
+    stage: Watched, loss: Callable[[Watched], Tensor], function: Any = None
+) -> dict[str, Tensor]:
     """All gradients of one loss; backward runs while the critic is the active role."""
     network: Any = stage.setting.backbone.denoiser
     if function is None:
@@ -302,7 +303,10 @@ def plain_checkpoint(function: Any, *args: Any) -> Any:
 @pytest.mark.parametrize("make", [digits_stage, unet_stage])
 def test_checkpointing_changes_no_gradient_of_any_role(make: Callable[[], Watched]) -> None:
     stage = make()
-    for loss, learners in ((student_loss, ("student", "critic", "heads")), (critic_loss, ("critic", "heads"))):
+    for loss, learners in (
+        (student_loss, ("student", "critic", "heads")),
+        (critic_loss, ("critic", "heads")),
+    ):
         plain = run(stage, loss)
         checked = run(stage, loss, role_checkpoint)
         for name in learners:

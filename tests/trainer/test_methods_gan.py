@@ -33,8 +33,9 @@ from fewstep.trainer.run import Run
 from fewstep.trainer.run_folder import RunFolder
 from fewstep.trainer.run_state import restore_run, save_run
 from fewstep.trainer.setup import build_frame
+from fewstep.trainer.stages import Stage
 from tests.trainer.analytic import MEAN, VARIANCE, exact_book, exact_run, finish, moments
-from tests.trainer.watched import WatchedBackbone
+from tests.trainer.watched import WatchedBackbone, place_student
 
 MATCH = MatchConfig(
     num_steps=60,
@@ -47,17 +48,12 @@ GAN = GanConfig(weight=0.02, discriminator_weight=0.1, features="teacher", width
 
 
 def watched_run(method: Method, num_steps: int = 1, batch_size: int = 128) -> Run:
-    return exact_run(
-        method, num_steps=num_steps, batch_size=batch_size, backbone=WatchedBackbone()
-    )
+    return exact_run(method, num_steps=num_steps, batch_size=batch_size, backbone=WatchedBackbone())
 
 
 def off_the_data(run: Run) -> Run:
     """The student (and its average) at mean + 0.3 and deviation 0.3 of the data's 0.5."""
-    layer = run.setting.backbone.denoiser.head.updates["student"]  # pyright: ignore
-    with torch.no_grad():  # of its features the second is the noise, the fifth is 1
-        layer.down.copy_(torch.tensor([[0.0, 1.0, 0.0, 0.0, 1.0, 0.0]]))  # pyright: ignore
-        layer.up.fill_(0.3)  # pyright: ignore
+    place_student(run.setting, 0.3, (0.0, 1.0, 0.0, 0.0, 1.0, 0.0))
     run.setting.cast.copy(Role.AVERAGE, Role.STUDENT)
     return run
 
@@ -149,7 +145,7 @@ def student_gradient(method: Method) -> Tensor:
 
 
 def test_a_fresh_discriminator_changes_nothing() -> None:
-    """Its logit is 0 everywhere: no push, ratio 1, weight 1. All three are dmd2 on the same data."""
+    """Its logit is 0 everywhere: no push, ratio 1, weight 1, whatever the divergence."""
     matching = Dmd2Gan(match=MATCH, gan=replace(GAN, weight=0.0))
     plain = student_gradient(matching)
     assert plain.norm() > 1e-3
@@ -163,7 +159,7 @@ def test_the_stages_hold_what_the_papers_name() -> None:
     backbone = WatchedBackbone((1, 4, 4))
     book = exact_book(backbone)
 
-    def stage_of(method: Method, **grid: object):  # noqa: ANN202
+    def stage_of(method: Method, **grid: object) -> Stage:
         config = TrainConfig(
             method=method,  # pyright: ignore[reportArgumentType]
             model="exact",
@@ -185,11 +181,14 @@ def test_the_stages_hold_what_the_papers_name() -> None:
     less = Swd(gan=GanConfig(weight=0.0), patches=PatchConfig(weight=0.0), data_share=0.0)
     assert kinds(less, **ladder) == [ScoreDifference]
     assert less.modules(None) == {}  # pyright: ignore[reportArgumentType]
-    rollout = stage_of(Swd(), **ladder).critic.rollout
-    assert isinstance(rollout, Either)
-    assert rollout.needs_data
-    guided = stage_of(Swd(critic_guidance=2.0), **ladder)
-    assert guided.critic.null_share > 0.0  # a guided critic has to know the null prompt
+    critic = stage_of(Swd(), **ladder).critic
+    assert critic is not None
+    assert isinstance(critic.rollout, Either)
+    assert critic.rollout.needs_data
+    assert critic.null_share == 0.0
+    guided = stage_of(Swd(critic_guidance=2.0), **ladder).critic
+    assert guided is not None
+    assert guided.null_share > 0.0  # a guided critic has to know the null prompt
 
 
 # --- state

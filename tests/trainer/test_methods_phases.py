@@ -13,9 +13,11 @@ from fewstep.recipe import Grid
 from fewstep.trainer.adapter import build_recipe
 from fewstep.trainer.backbones.condition import Condition
 from fewstep.trainer.components.critics import ImportanceWeight, TransitionWeight
-from fewstep.trainer.components.grids import AnnealedExit
+from fewstep.trainer.components.grids import AnnealedExit, FixedGrid
 from fewstep.trainer.components.kernels import Interval, OwnPrediction
 from fewstep.trainer.components.preferences import PsoTerm
+from fewstep.trainer.components.rollouts import StudentRollout
+from fewstep.trainer.components.score_matching import TeacherScoreMatching
 from fewstep.trainer.components.signals import HuberPull, ScoreDifference
 from fewstep.trainer.components.targets import AlongPath, Guided
 from fewstep.trainer.components.terms import ByExpert
@@ -49,9 +51,12 @@ from tests.trainer.analytic import (
     MEAN,
     VARIANCE,
     ExactBackbone,
+    exact_context,
     exact_path,
     exact_run,
+    exact_setting,
     finish,
+    learner,
     moments,
 )
 
@@ -290,6 +295,32 @@ def test_each_student_of_msd_is_compared_with_its_own_critic() -> None:
     assert isinstance(term, ByExpert)
     critics = [part.critic for part in term.parts if isinstance(part, ScoreDifference)]
     assert critics == [Guided(role=Role("critic-0")), Guided(role=Role("critic-1"))]
+
+
+def test_smaller_students_of_msd_first_learn_to_denoise_as_the_teacher_does() -> None:
+    run = msd_run(Msd(match=FEW), batch_size=4)
+    lora = dataclasses.replace(run.config.lora, student="smaller")
+    frame = dataclasses.replace(run.frame, config=dataclasses.replace(run.config, lora=lora))
+    first, second = Msd(match=FEW).stages(frame)
+    assert first.critic is None
+    assert first.rotates_experts
+    assert second.critic is not None
+    (alone,) = Msd(match=FEW, score_matching_steps=0).stages(frame)
+    assert alone == second
+
+
+def test_teacher_score_matching_is_zero_for_the_teacher_and_teaches_it_otherwise() -> None:
+    setting = exact_setting()
+    term = TeacherScoreMatching(StudentRollout(FixedGrid(exact_path(2))))
+    assert term.loss(exact_context(setting))[0].item() == 0.0
+    parameters = setting.cast.parameters(Role.STUDENT)
+    for parameter in parameters:
+        parameter.data.add_(0.3)
+    before = term.loss(exact_context(setting))[0].item()
+    optimizer = learner(parameters, 0.02, beta1=0.9)
+    for step in range(60):
+        optimizer.update([lambda s=step: term.loss(exact_context(setting, step=s))], 1.0)
+    assert term.loss(exact_context(setting))[0].item() < 0.05 * before
 
 
 def test_groups_by_embedding_are_what_the_router_finds() -> None:

@@ -172,7 +172,7 @@ def test_matching_never_reaches_the_first_step_and_the_anchor_only_that() -> Non
 
 
 def test_dp_dmd_keeps_the_noise_that_its_first_step_was_given() -> None:
-    """The anchored first step spreads like the teacher's path; matching alone leaves it the mean."""
+    """The anchored first step spreads like the teacher's path; matching leaves it the mean."""
     spreads: list[float] = []
     for method in (
         DpDmd(match=match(exit="not-first", num_steps=80), anchor=AnchorConfig(weight=1.0)),
@@ -226,7 +226,7 @@ def test_cdm_sees_three_steps_of_one_trajectory() -> None:
 
 
 def test_senseflow_holds_the_critic_near_the_student() -> None:
-    """critic = keep * critic + (1 - keep) * student: at keep 0 it is the student, near 1 its own."""
+    """critic = keep * critic + (1 - keep) * student: at 0 it is the student, near 1 its own."""
     found: dict[float, Run] = {}
     own = 1.0 - 1e-9
     for keep in (0.0, 0.6, own):

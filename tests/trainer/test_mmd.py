@@ -37,9 +37,11 @@ from tests.trainer.analytic import (
     exact_setting,
     learner,
 )
-from tests.trainer.watched import WatchedBackbone
+from tests.trainer.watched import WatchedBackbone, place_student
 
 CPU = torch.device("cpu")
+SHIFTED = (0.0, 0.0, 0.0, 0.0, 1.0, 0.3)
+"""A constant, a little more of it at noise."""
 KERNELS = (LinearKernel(), RbfKernel())
 BOTH = pytest.mark.parametrize("kernel", KERNELS, ids=["linear", "rbf"])
 
@@ -160,10 +162,7 @@ def rollout() -> StudentRollout:
 def test_the_embedding_loss_pulls_the_students_mean_to_the_datas(kernel: MmdKernel) -> None:
     """From the data's mean plus 1; nothing but random networks says where real data are."""
     setting = exact_setting()
-    layer = setting.backbone.denoiser.head.updates["student"]  # pyright: ignore
-    with torch.no_grad():
-        layer.down.copy_(torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0, 0.3]]))  # pyright: ignore
-        layer.up.fill_(0.8)  # pyright: ignore
+    place_student(setting, 0.8, SHIFTED)
     term = EmbeddingMmd(rollout(), kernel, num_networks=4, width=16)
     student = learner(setting.cast.parameters(Role.STUDENT), 0.05, beta1=0.5)
 
@@ -207,7 +206,7 @@ def test_patches_are_compared_at_one_noise_of_one_level() -> None:
     loss, _ = term.loss(context)
     epsilon = context.draws.normal("epsilon/patches", context.shape)
     sigma = torch.full((16, 1, 1, 1), 0.4)
-    seen = setting.backbone.denoiser.seen  # pyright: ignore
+    seen = setting.backbone.denoiser.seen
     tokens = [
         seen(0.6 * x0 + 0.4 * epsilon, sigma)  # pyright: ignore
         for x0 in (context.rolled(rollout()).x0, context.real.x0)
@@ -220,10 +219,7 @@ def test_patches_are_compared_at_one_noise_of_one_level() -> None:
 @pytest.mark.parametrize("distance", [TokenMeans(), TokenSets()], ids=["means", "rbf"])
 def test_patches_pull_the_student_to_the_data(distance: TokenMeans | TokenSets) -> None:
     setting = watched_setting()
-    layer = setting.backbone.denoiser.head.updates["student"]  # pyright: ignore
-    with torch.no_grad():
-        layer.down.copy_(torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0, 0.3]]))  # pyright: ignore
-        layer.up.fill_(0.8)  # pyright: ignore
+    place_student(setting, 0.8, SHIFTED)
     source = NetworkFeatures(("seen",), Role.TEACHER)
     term = PatchMmd(source, rollout(), distance, tau=TauLaw(low=0.02, high=0.3))
     student = learner(setting.cast.parameters(Role.STUDENT), 0.05, beta1=0.5)

@@ -14,6 +14,7 @@ from fewstep.digits.models import build_autoencoder
 from fewstep.digits.teachers import build_sd3, build_sd15
 from fewstep.errors import AdapterError
 from fewstep.trainer import checkpoint
+from fewstep.trainer.adapter import write_product
 from fewstep.trainer.config import (
     DataConfig,
     EvaluationConfig,
@@ -27,6 +28,8 @@ from fewstep.trainer.methods.msd import Msd
 from fewstep.trainer.methods.phased_dmd import PhasedDmd
 from fewstep.trainer.methods.shared import MatchConfig
 from fewstep.trainer.roles import Role
+from fewstep.trainer.run import Run
+from fewstep.trainer.run_folder import RunFolder
 from fewstep.trainer.run_state import restore_run
 from fewstep.trainer.setup import build_run
 
@@ -65,11 +68,18 @@ def config_for(models: Path, kind: str, out: Path, method: Any) -> TrainConfig:
     )
 
 
-def by_trainer(config: TrainConfig, role: Role = Role.AVERAGE) -> Tensor:
+def trained(config: TrainConfig) -> tuple[Path, Run]:
+    """What the run wrote, and the run as it ended."""
+    result = train(config)
+    assert result.adapter is not None
     run = build_run(config)
     found = checkpoint.latest(run.folder.checkpoints)
     assert found is not None
     restore_run(run, found)
+    return result.adapter, run
+
+
+def by_trainer(run: Run, role: Role = Role.AVERAGE) -> Tensor:
     return generate(
         run.setting,
         run.frame.path,
@@ -90,57 +100,55 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("kind", ["sd3", "sd15"])
+KINDS = ["sd3", pytest.param("sd15", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_of_phase_experts_is_loaded_in_one_call(
     models: Path, tmp_path: Path, kind: str
 ) -> None:
     config = config_for(models, kind, tmp_path / "student", PhasedDmd(match=FEW))
-    result = train(config)
-    assert result.adapter == config.out / "adapter"
-    names = sorted(path.name for path in result.adapter.iterdir())
-    assert names == ["student-phase-0.safetensors", "student-phase-1.safetensors"]
-    pipe = FewStepPipeline.from_pretrained(config.model, adapter=result.adapter)
-    found, expected = by_pipeline(pipe, PROMPTS, SEEDS), by_trainer(config)
+    folder, run = trained(config)
+    assert folder == config.out / "adapter"
+    first, second = sorted(folder.iterdir())
+    assert (first.name, second.name) == (
+        "student-phase-0.safetensors",
+        "student-phase-1.safetensors",
+    )
+    pipe = FewStepPipeline.from_pretrained(config.model, adapter=folder)
+    found, expected = by_pipeline(pipe, PROMPTS, SEEDS), by_trainer(run)
     assert relative_error(found, expected) < 1e-5
+    recipe = read_header(first).recipe()
+    assert recipe is not None
+    assert recipe == read_header(second).recipe()
+    assert recipe.grids[0].experts == (0, 0, 1)
     # the experts differ, or any assignment would have done
-    one, other = (read_header(result.adapter / name).recipe() for name in names)
-    assert one == other
-    assert one is not None
-    assert one.grids[0].experts == (0, 0, 1)
-    swapped = {"phase-0": result.adapter / names[1], "phase-1": result.adapter / names[0]}
+    swapped = {"phase-0": second, "phase-1": first}
     wrong = FewStepPipeline.from_pretrained(config.model, adapter=swapped)
     assert relative_error(by_pipeline(wrong, PROMPTS, SEEDS), expected) > 1e-3
-
-
-def test_experts_of_different_moments_are_no_pair(models: Path, tmp_path: Path) -> None:
-    """A run that dies between its two files must not leave a student that half works."""
-    config = config_for(models, "sd3", tmp_path / "student", PhasedDmd(match=FEW))
-    result = train(config)
-    assert result.adapter is not None
-    longer = replace(config, out=tmp_path / "longer" / "student", seed=1)
-    other = train(longer)
-    assert other.adapter is not None
-    torn = result.adapter / "student-phase-1.safetensors"
-    torn.write_bytes((other.adapter / torn.name).read_bytes())
+    # files of two moments are no pair: a run that dies between them leaves nothing that half works
+    other = write_product(RunFolder(tmp_path / "later"), run.setting, run.frame, {}, 99)
+    second.write_bytes((other / second.name).read_bytes())
     with pytest.raises(AdapterError, match="different recipes"):
-        FewStepPipeline.from_pretrained(config.model, adapter=result.adapter)
+        FewStepPipeline.from_pretrained(config.model, adapter=folder)
 
 
-@pytest.mark.parametrize("kind", ["sd3", "sd15"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_file_of_students_routes_every_prompt_to_its_own(
     models: Path, tmp_path: Path, kind: str
 ) -> None:
     method = Msd(match=replace(FEW, num_steps=6))
     config = config_for(models, kind, tmp_path / "student", method)
-    result = train(config)
-    assert result.adapter == config.out / "adapter" / "student.safetensors"
-    recipe = read_header(result.adapter).recipe()
+    file, run = trained(config)
+    assert file == config.out / "adapter" / "student.safetensors"
+    recipe = read_header(file).recipe()
     assert recipe is not None
     assert [route.adapter for route in recipe.routes] == ["group-0", "group-1"]
     assert sorted(p for route in recipe.routes for p in route.prompts) == sorted(PROMPTS)
-    pipe = FewStepPipeline.from_pretrained(config.model, adapter=result.adapter)
-    expected = by_trainer(config)
+    pipe = FewStepPipeline.from_pretrained(config.model, adapter=file)
+    expected = by_trainer(run)
     for prompt, seed, wanted in zip(PROMPTS, SEEDS, expected, strict=True):
-        found = by_pipeline(pipe, [prompt], [seed])
-        assert relative_error(found[0], wanted) < 1e-5
-    assert relative_error(by_trainer(config, Role("nobody")), expected) > 1e-3
+        assert relative_error(by_pipeline(pipe, [prompt], [seed])[0], wanted) < 1e-5
+    untrained = by_trainer(run, Role("nobody"))
+    for mine, other in zip(expected, untrained, strict=True):
+        assert relative_error(mine, other) > 1e-3

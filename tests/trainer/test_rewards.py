@@ -87,6 +87,18 @@ def test_the_reward_gradient_ascends_through_the_decoder() -> None:
     assert mean_brightness(setting) > before + 0.2
 
 
+def test_a_share_of_the_samples_has_the_gradient_of_all_on_average() -> None:
+    """Every sample counts 1 / (share * B) where it is drawn: parts of a batch add up."""
+    context = exact_context(visible_setting(), count=64)
+    x0 = context.rolled(LAST).x0
+    term = RewardTerm(LAST, Brightness(), share=0.25)
+    (grad,) = torch.autograd.grad(term.loss(context)[0], x0, retain_graph=True)
+    drawn = context.draws.uniform("reward") < 0.25
+    per_sample = grad.sum(dim=(1, 2, 3))
+    assert 0 < int(drawn.sum()) < 32
+    torch.testing.assert_close(per_sample, torch.where(drawn, -1.0 / 16.0, 0.0))
+
+
 def test_the_digits_reward_prefers_the_digit_that_was_asked_for() -> None:
     digits = load_digits().held_out()
     images = torch.from_numpy(digits.images[:40]).permute(0, 3, 1, 2).float() / 255.0

@@ -51,9 +51,7 @@ def context_of(*, uses_data: bool = False) -> StepContext:
     x0 = torch.randn(8, *SHAPE, generator=generator)
     latents = LatentBook((LatentBucket((x0,), torch.zeros(8, dtype=torch.long)),))
     plain = exact_setting()
-    setting = Setting(
-        backbone, plain.cast, exact_book(backbone), latents, (SHAPE,), plain.route
-    )
+    setting = Setting(backbone, plain.cast, exact_book(backbone), latents, (SHAPE,), plain.route)
     return StepContext(
         setting,
         Draws(0, 0, 0, range(4), torch.device("cpu")),
@@ -94,9 +92,7 @@ def test_a_students_rollout_is_the_reference_trajectory() -> None:
 
     def denoise(sample: Tensor, level: Level) -> Tensor:
         seen.append(sample.shape[-1])
-        return context.backbone.x0(
-            Role.STUDENT, sample, context.levels(level), context.condition
-        )
+        return context.backbone.x0(Role.STUDENT, sample, context.levels(level), context.condition)
 
     steps = [
         replace(step, size=path.size(i), following_size=path.size(i + 1))

@@ -14,6 +14,7 @@ from fewstep.trainer.data.latent_book import LatentBook, LatentBucket
 from fewstep.trainer.data.prompt_book import PromptBook
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.parameters.cast import Cast
+from fewstep.trainer.parameters.lora import LoraUpdate
 from fewstep.trainer.parameters.policies import LoraPolicy
 from fewstep.trainer.roles import Role
 from fewstep.trainer.routes import SingleRoute
@@ -22,8 +23,23 @@ from tests.trainer.analytic import SHAPE, ExactBackbone, ExactDenoiser
 NUM_FEATURES = 32
 
 
+def place_student(setting: Setting, up: float, down: tuple[float, ...]) -> None:
+    """Set the rank-1 student of the exact teacher: x0 = exact + up * <down, features>.
+
+    Of the features, the first is the exact x0, the second the sample, the fifth 1, the last sigma.
+    """
+    layer = setting.backbone.denoiser.get_submodule("head.updates.student")
+    assert isinstance(layer, LoraUpdate)
+    with torch.no_grad():
+        layer.down.copy_(torch.tensor([down]))
+        layer.up.fill_(up)
+
+
 class Seen(nn.Module):
     """Fixed bounded features of a sample's values and its noise level, one token per value."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self) -> None:
         super().__init__()

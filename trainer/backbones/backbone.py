@@ -49,6 +49,8 @@ class Backbone(ABC):
             students), by role name.
         evaluations: Network evaluations so far, samples times calls, by role name; guidance counts
             its two halves.
+        in_step: Whether several processes hold the denoiser together: then all must make the same
+            calls in the same order, so a call that some need is made by all.
     """
 
     family: str
@@ -59,6 +61,7 @@ class Backbone(ABC):
     combine: Combination = staticmethod(plain_guidance)
     guidance: Guidance = Guidance()
     experts: tuple[Expert, ...] = ()
+    in_step: bool = False
 
     def __init__(
         self,

@@ -18,6 +18,10 @@ class TwoNetworks(nn.Module):
         transformer: Serves timesteps from the boundary up.
         transformer_2: Serves those below; of the same architecture.
         boundary: In the schedule's clock, 0 to 1000.
+
+    Attributes:
+        in_step: Whether several processes hold the networks together. Each then asks both, in the
+            same order, a network without samples of its own about a stand-in, whose gradient is 0.
     """
 
     def __init__(self, transformer: nn.Module, transformer_2: nn.Module, boundary: float) -> None:
@@ -25,6 +29,7 @@ class TwoNetworks(nn.Module):
         self.transformer = transformer
         self.transformer_2 = transformer_2
         self.boundary = boundary
+        self.in_step = False
 
     @property
     def config(self) -> Any:
@@ -50,18 +55,20 @@ class TwoNetworks(nn.Module):
         assert not return_dict
 
         def ask(network: nn.Module, rows: Tensor) -> Tensor:
-            return network(
-                hidden_states=hidden_states[rows],
-                timestep=timestep[rows],
-                encoder_hidden_states=encoder_hidden_states[rows],
+            asked = rows if len(rows) else rows.new_zeros(1)
+            answer = network(
+                hidden_states=hidden_states[asked],
+                timestep=timestep[asked],
+                encoder_hidden_states=encoder_hidden_states[asked],
                 return_dict=False,
             )[0]
+            return answer[: len(rows)]
 
         is_high = timestep >= self.boundary
         high, low = is_high.nonzero().squeeze(1), (~is_high).nonzero().squeeze(1)
-        if not len(low):
+        if not len(low) and not self.in_step:
             return (ask(self.transformer, high),)
-        if not len(high):
+        if not len(high) and not self.in_step:
             return (ask(self.transformer_2, low),)
         answers = torch.cat([ask(self.transformer, high), ask(self.transformer_2, low)])
         return (answers[torch.cat([high, low]).argsort()],)

@@ -31,7 +31,7 @@ def measure(entry: Entry, root: Path, budget: int) -> dict[str, Any]:
     """Train and judge one entry, and write its result.json.
 
     Returns:
-        What the file holds: settings, minutes of one core, memory, evaluations, scores by step count.
+        What the file holds: settings, minutes of one core, memory, scores by step count.
     """
     config = entry.config(root, budget)
     started = time.process_time()  # of one thread: a busy machine does not show in it

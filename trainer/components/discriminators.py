@@ -231,7 +231,7 @@ class GanTerm(Term):
     def loss(self, context: StepContext) -> TermLoss:
         logits = self.discriminator.fake_logits(context)
         loss = self.discriminator.loss_law.student(logits)
-        return loss, {f"loss/{self.discriminator.name}": loss.item()}
+        return loss, {f"loss/{self.discriminator.module}_student": loss.item()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,11 +262,11 @@ class DiscriminatorLoss(CriticExtra):
         loss = judge.loss_law.discriminator(real, fake)
         is_right = ((real > 0.0).float().mean() + (fake < 0.0).float().mean()) / 2.0
         metrics = {
-            f"loss/{judge.name}_discriminator": loss.item(),
-            f"health/{judge.name}_accuracy": is_right.item(),
+            f"loss/{judge.module}": loss.item(),
+            f"health/{judge.module}_accuracy": is_right.item(),
         }
         if self.r1 > 0.0:
             penalty = functional.mse_loss(judge.real_logits(context, self.r1_noise), real)
             loss = loss + self.r1 * penalty
-            metrics[f"loss/{judge.name}_r1"] = penalty.item()
+            metrics[f"loss/{judge.module}_r1"] = penalty.item()
         return self.weight * loss, metrics

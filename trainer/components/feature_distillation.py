@@ -9,21 +9,18 @@ Source:
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fewstep.trainer.components.features import FeatureTap, last_tensor, submodule, tapped
-from fewstep.trainer.components.rollouts import Rollout, StudentRollout
-from fewstep.trainer.components.terms import Term, TermLoss, Weighted
+from fewstep.trainer.components.rollouts import Rollout
+from fewstep.trainer.components.terms import Term, TermLoss
 from fewstep.trainer.context import StepContext
 from fewstep.trainer.parameters.policies import SmallerPolicy
 from fewstep.trainer.roles import Role, acting_as
-
-if TYPE_CHECKING:
-    from fewstep.trainer.stages import Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,9 +240,9 @@ def shapes_of(
 
 
 def default_layers(backbone: Backbone) -> tuple[str, ...]:
-    """Where a discriminator looks by default: in the middle of the family's layers and at their end.
+    """Where a discriminator looks by default: the middle one of the family's layers, and the last.
 
-    The end is the middle block of a UNet (DMD2) and the last block of a transformer.
+    The last is the middle block of a UNet (DMD2's choice) and the end of a transformer.
     """
     layers = backbone.feature_layers
     return tuple(dict.fromkeys((layers[(len(layers) - 1) // 2], layers[-1])))

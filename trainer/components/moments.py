@@ -23,8 +23,7 @@ class MomentGuard(Term):
         pairs: The teacher's pictures, prepared by the stage.
 
     Source:
-        Decoupled DMD, arXiv:2511.22677 (a mean and variance constraint in the place of
-        distribution matching); there with fixed numbers for SDXL.
+        Decoupled DMD, arXiv:2511.22677, eq. 7; there with the numbers of real pictures for SDXL.
     """
 
     rollout: Rollout

@@ -120,7 +120,7 @@ def random_networks(
     networks: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):  # the layers' own start values are thrown away
         for index in range(count):
-            network = KINDS[index % len(KINDS)](channels, width)  # pyright: ignore
+            network = KINDS[index % len(KINDS)](channels, width)
             for parameter in network.parameters():
                 fan_in = parameter[0].numel() if parameter.ndim > 1 else 2
                 parameter.data.normal_(generator=generator).mul_((2.0 / fan_in) ** 0.5)

@@ -121,10 +121,23 @@ def reward_named(name: str) -> Reward:
     return ProgramReward(Path(name))
 
 
-def rewards_of(context: StepContext, reward: Reward, x0: Tensor) -> Tensor:
-    """Scores of predicted clean latents, shape (B,); of clips the mean over their frames."""
-    images = context.backbone.decode_float(x0)
-    texts = [context.setting.book.prompts[i] for i in context.prompt.tolist()]
+def rewards_of(
+    context: StepContext, reward: Reward, x0: Tensor, rows: Tensor | None = None
+) -> Tensor:
+    """Scores of predicted clean latents; of clips the mean over their frames.
+
+    Args:
+        context: The update, for its prompts.
+        reward: Who scores.
+        x0: Shape (B, ...), one per prompt of the update.
+        rows: Which of them to decode and score, (R,) of integers; None scores all.
+
+    Returns:
+        Shape (B,) or (R,).
+    """
+    prompts = context.prompt if rows is None else context.prompt[rows.to(context.prompt.device)]
+    images = context.backbone.decode_float(x0 if rows is None else x0[rows])
+    texts = [context.setting.book.prompts[i] for i in prompts.tolist()]
     if images.ndim == 4:
         return reward.score(images, texts)
     frames = images.movedim(2, 1)
@@ -139,6 +152,7 @@ class RewardTerm(Term):
     Attributes:
         rollout: Where the student is asked; the one distribution matching has costs no call more.
         reward: What is climbed.
+        share: Part of the samples that is decoded; decoders cost more than denoisers at times.
 
     Source:
         ReFL inside DMDR, arXiv:2511.13649.
@@ -146,11 +160,17 @@ class RewardTerm(Term):
 
     rollout: Rollout
     reward: Reward
+    share: float = 1.0
 
     def loss(self, context: StepContext) -> TermLoss:
-        scores = rewards_of(context, self.reward, context.rolled(self.rollout).x0)
-        mean = scores.mean()
-        return -mean, {"reward/mean": mean.item()}
+        x0 = context.rolled(self.rollout).x0
+        rows = (context.draws.uniform("reward") < self.share).nonzero().flatten()
+        if len(rows) == 0:
+            return torch.zeros((), device=x0.device), {}
+        scores = rewards_of(context, self.reward, x0, rows)
+        # by the expected count, so that parts of a batch add up to the whole
+        loss = -scores.sum() / (self.share * len(x0))
+        return loss, {"reward/mean": scores.mean().item()}
 
 
 @dataclass(frozen=True, slots=True)

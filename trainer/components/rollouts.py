@@ -98,16 +98,8 @@ class StudentRollout(Rollout):
             context.draws, self.pick or self.name, path.num_steps, context.progress
         )
         start = context.normal(f"{self.name}/noise", path.size(0))
-        samples = context.walk(self.grid, self.name)
-        if not samples:
-            samples.append(path.levels[0].sigma * start)
-        for index in range(len(samples) - 1, exit_index):
-            sample, now, following = samples[index], path.levels[index], path.levels[index + 1]
-            with torch.no_grad():
-                x0 = context.student_x0(sample, now, following)
-            noise = step_noise(context, self.name, path, index)
-            samples.append(path.advance(sample, x0, index, noise))
-        return exit_step(context, self.name, path, exit_index, samples[exit_index], start)
+        sample = student_sample(context, self.grid, self.name, path, exit_index)
+        return exit_step(context, self.name, path, exit_index, sample, start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +211,28 @@ class OffPath(Rollout):
         return exit_step(context, "off-path", path, 0, sample, None)
 
 
+def student_sample(
+    context: "StepContext", grid: GridLaw, name: str, path: StudentPath, index: int
+) -> Tensor:
+    """The student's own sample at a step of its trajectory, without gradient.
+
+    Args:
+        context: The update; it remembers the trajectories that were walked.
+        grid: The law the grid came from.
+        name: Of the trajectory's draws.
+        path: The grid.
+        index: The step.
+    """
+    samples = context.walk(grid, name)
+    if not samples:
+        samples.append(path.levels[0].sigma * context.normal(f"{name}/noise", path.size(0)))
+    for k in range(len(samples) - 1, index):
+        with torch.no_grad():
+            x0 = context.student_x0(samples[k], path.levels[k], path.levels[k + 1])
+        samples.append(path.advance(samples[k], x0, k, step_noise(context, name, path, k)))
+    return samples[index]
+
+
 def exit_step(
     context: "StepContext",
     name: str,
@@ -234,9 +248,7 @@ def exit_step(
     return Rolled(sample, x0, end, index, path, start)
 
 
-def step_noise(
-    context: "StepContext", name: str, path: StudentPath, index: int
-) -> Tensor | None:
+def step_noise(context: "StepContext", name: str, path: StudentPath, index: int) -> Tensor | None:
     """Fresh noise for the step that leaves `index`, None where it draws none."""
     if not path.needs_noise(index):
         return None

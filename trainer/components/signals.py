@@ -176,7 +176,7 @@ class GuidanceAugmentation(Term):
         name: Of its probe.
 
     Source:
-        Decoupled DMD (CFG augmentation and distribution matching); seed L11.
+        Decoupled DMD, arXiv:2511.22677, eq. 6 and 8 (CFG augmentation).
     """
 
     rollout: Rollout

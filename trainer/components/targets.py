@@ -81,7 +81,7 @@ def guided(probe: Asked, role: Role, law: GuidanceLaw) -> Tensor:
             return probe.cond(role)
         if scale == 0.0:
             return probe.uncond(role)
-    elif bool((scale == 1.0).all()):
+    elif bool((scale == 1.0).all()) and not probe.backbone.in_step:
         return probe.cond(role)
     else:
         scale = scale.reshape(-1, *[1] * (probe.sample.ndim - 1)).float()

@@ -8,6 +8,7 @@ from torch import Tensor
 from fewstep import sampling
 from fewstep.noise_schedule import Level
 from fewstep.trainer import losses
+from fewstep.trainer.components.distances import Distance
 from fewstep.trainer.components.grids import StudentPath
 from fewstep.trainer.components.rollouts import Rollout
 from fewstep.trainer.components.terms import Term, TermLoss
@@ -23,14 +24,18 @@ class TeacherEnd(Term):
         rollout: Where the student starts: its own trajectory (SFD).
         substeps: Teacher steps inside one student step.
         guidance_scale: The teacher's w.
+        distance: Of the two ends; None takes the squared distance over the squared length of the
+            step, so that all steps count alike.
 
     Source:
-        Zhou et al. 2024 (SFD), arXiv:2409.19681; one random step per update instead of all.
+        Zhou et al. 2024 (SFD), arXiv:2409.19681; one random step per update, from the student's own
+        sample to where the teacher goes from there. `teacher_path` has all steps at once.
     """
 
     rollout: Rollout
     substeps: int
     guidance_scale: float
+    distance: Distance | None = None
 
     def loss(self, context: StepContext) -> TermLoss:
         rolled = context.rolled(self.rollout)
@@ -38,7 +43,10 @@ class TeacherEnd(Term):
         reached = sampling.step(rolled.sample, rolled.x0, now, following, None, following)
         stops = substeps(rolled.path, now, following, self.substeps)
         target = teacher_walk(context, rolled.sample, stops, self.guidance_scale)
-        loss = losses.trajectory_loss(reached, target, rolled.sample)
+        if self.distance is None:
+            loss = losses.trajectory_loss(reached, target, rolled.sample)
+        else:
+            loss = self.distance.of(reached - target).mean()
         return loss, {"loss/trajectory": loss.item()}
 
 

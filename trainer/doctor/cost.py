@@ -1,7 +1,7 @@
 """Memory and time of a run, estimated from small steps and held against one real step.
 
-    seconds(batch) = a + b * batch                          fitted to two small batches
-    bytes(batch)   = weights + optimizer + c + d * batch    what autograd holds, counted
+seconds(batch) = a + b * batch                          fitted to two small batches
+bytes(batch)   = weights + optimizer + c + d * batch    what autograd holds, counted
 """
 
 import dataclasses

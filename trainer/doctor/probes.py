@@ -127,9 +127,7 @@ def bends(setting: Setting, frame: Frame) -> tuple[list[Level], list[float]]:
     return list(fine.levels[:-1]), found
 
 
-def proposed_timesteps(
-    levels: list[Level], bend: list[float], num_steps: int
-) -> tuple[float, ...]:
+def proposed_timesteps(levels: list[Level], bend: list[float], num_steps: int) -> tuple[float, ...]:
     """A grid whose steps bend alike: equal parts of the trajectory's total bend.
 
     Args:
@@ -152,4 +150,3 @@ def proposed_timesteps(
 
 def _rms(values: Tensor) -> float:
     return float(values.float().square().mean().sqrt())
-

@@ -40,6 +40,8 @@ class RewardConfig:
     """Share of the stage before the reward counts."""
     ramp: float = 0.1
     """Share of the stage over which its weight then rises."""
+    share: float = 0.25
+    """gradient: part of the samples that is decoded and scored."""
     climb: Literal["gradient", "pairs"] = "gradient"
     """gradient: through the decoder (ReFL). pairs: the better of two samples is made more likely
     (PSO); needs grid.stochasticity above 0 and two steps or more."""
@@ -52,6 +54,7 @@ class RewardConfig:
         at_least("reward.weight", self.weight, 0.0)
         within("reward.cold-start", self.cold_start, 0.0, 1.0)
         within("reward.ramp", self.ramp, 0.0, 1.0)
+        within("reward.share", self.share, 0.001, 1.0)
         above("reward.pair-beta", self.pair_beta, 0.0)
         within("reward.pair-clip", self.pair_clip, 1e-6, 0.99)
 
@@ -132,7 +135,7 @@ class Dmdr(Method):
         config = self.reward
         reward = reward_named(config.reward)
         if config.climb == "gradient":
-            term: Term = RewardTerm(rollout, reward)
+            term: Term = RewardTerm(rollout, reward, config.share)
         else:
             term = PsoTerm(
                 frame.grid, reward, REFERENCE, beta=config.pair_beta, clip=config.pair_clip

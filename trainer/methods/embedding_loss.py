@@ -31,8 +31,8 @@ class EmbeddingLoss(Method):
         num_steps=1,
         artefact="LoRA",
         equation="grad of dmd2 + w mean_k MMD^2(phi_k(x0), phi_k(real)), phi_k random networks",
-        deviations="networks are drawn anew at every update; unbiased MMD of pairs with one prompt; "
-        "on latents, not on pixels",
+        deviations="networks are drawn anew at every update; unbiased MMD of pairs of one "
+        "prompt; on latents, not on pixels",
     )
     match: MatchConfig = field(default_factory=MatchConfig)
     weight: float = 1.0

@@ -10,15 +10,19 @@ from fewstep.trainer.methods.dmdr import Dmdr
 from fewstep.trainer.methods.dp_dmd import DpDmd
 from fewstep.trainer.methods.embedding_loss import EmbeddingLoss
 from fewstep.trainer.methods.f_distill import FDistill
+from fewstep.trainer.methods.lcm import Lcm
+from fewstep.trainer.methods.meanflow import Meanflow
 from fewstep.trainer.methods.method import Method
 from fewstep.trainer.methods.msd import Msd
 from fewstep.trainer.methods.phased_dmd import PhasedDmd
+from fewstep.trainer.methods.progressive import Progressive
 from fewstep.trainer.methods.real_uid import RealUidMethod
 from fewstep.trainer.methods.senseflow import Senseflow
 from fewstep.trainer.methods.sfd import Sfd
 from fewstep.trainer.methods.sid import Sid, SidFewStep
 from fewstep.trainer.methods.sim import Sim
 from fewstep.trainer.methods.swd import Swd
+from fewstep.trainer.methods.tcd import Tcd
 from fewstep.trainer.methods.tdm import Tdm
 from fewstep.trainer.methods.uni_dad import UniDad
 from fewstep.trainer.methods.wadi import Wadi
@@ -38,6 +42,10 @@ AnyMethod = (
     | Sim
     | RealUidMethod
     | Wadi
+    | Lcm
+    | Tcd
+    | Progressive
+    | Meanflow
     | PhasedDmd
     | Tdm
     | UniDad
@@ -66,6 +74,10 @@ METHODS: dict[str, type[Method]] = {
         Sim,
         RealUidMethod,
         Wadi,
+        Lcm,
+        Tcd,
+        Progressive,
+        Meanflow,
         PhasedDmd,
         Tdm,
         UniDad,

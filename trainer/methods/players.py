@@ -8,6 +8,7 @@ from fewstep.trainer.parameters.policies import (
     ParameterPolicy,
     SmallerPolicy,
 )
+from fewstep.trainer.parameters.two_time import TwoTimePolicy
 
 
 def student_policy(frame: Frame) -> ParameterPolicy:
@@ -15,6 +16,8 @@ def student_policy(frame: Frame) -> ParameterPolicy:
     lora, targets = frame.config.lora, targets_of(frame)
     if lora.student == "lora":
         return LoraPolicy(targets, lora.rank, lora.alpha)
+    if lora.student == "two-time":
+        return TwoTimePolicy(LoraPolicy(targets, lora.rank, lora.alpha))
     if lora.student == "lorad":
         return LoradPolicy(targets, lora.rank)
     if lora.student == "full":

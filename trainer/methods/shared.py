@@ -24,9 +24,9 @@ class MatchConfig:
 
     num_steps: int = 400
     """Optimizer steps of the student."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     """Student."""
-    critic_learning_rate: float = 4e-4
+    critic_learning_rate: float = 8e-4
     """Critic."""
     critic_updates: int = 2
     """Critic steps per student step (TTUR)."""

@@ -58,7 +58,9 @@ class PatchConfig:
         layers = self.layers or default_layers(frame.backbone)[:1]
         source = NetworkFeatures(layers, Role.TEACHER)
         tau = TauLaw(low=self.tau_min, high=self.tau_max)
-        return (Weighted(PatchMmd(source, rollout, DISTANCES[self.distance], tau=tau), self.weight),)
+        return (
+            Weighted(PatchMmd(source, rollout, DISTANCES[self.distance], tau=tau), self.weight),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from fewstep.trainer.parameters.policies import (
     UpdatePolicy,
     matching_layers,
 )
+from fewstep.trainer.parameters.two_time import RoleHeads, TwoTimePolicy
 from fewstep.trainer.roles import Role
 
 
@@ -34,6 +35,9 @@ class Cast:
         self.own_networks = own_networks
         self.policies: dict[str, ParameterPolicy] = {}
         self.modules: dict[str, nn.Module] = {}
+        self._heads: RoleHeads | None = None
+        # by name: an average is not trained, but follows what its student trains
+        self._trained: dict[str, frozenset[str]] = {}
         base.requires_grad_(False)
 
     def add(self, role: Role, policy: ParameterPolicy, generator: torch.Generator) -> None:
@@ -44,13 +48,22 @@ class Cast:
         """
         self.policies[role.name] = policy
         if isinstance(policy, FullPolicy | SmallerPolicy):
-            self.own_networks[role.name] = policy.network(self.base)
+            network = policy.network(self.base)
+            self.own_networks[role.name] = network
+            trained = (name for name, p in network.named_parameters() if p.requires_grad)
+            self._trained[role.name] = frozenset(trained)
             return
+        if isinstance(policy, TwoTimePolicy):
+            if self._heads is None:
+                self._heads = RoleHeads(self.base)
+            device = next(self.base.parameters()).device
+            self._heads.add(role.name, policy.hidden, generator, device)
+            policy = policy.lora
         assert isinstance(policy, UpdatePolicy)
         found = False
         for path in matching_layers(self.base, policy.targets):
             layer = self._layer(path)
-            update = policy.update(layer.base, generator)  # pyright: ignore
+            update = policy.update(layer.base, generator)
             if update is not None:
                 layer.updates[role.name] = update
                 found = True
@@ -74,18 +87,21 @@ class Cast:
         return role.name in self.policies
 
     def named(self, role: Role) -> Iterator[tuple[str, nn.Parameter]]:
-        """The role's trainable parameters with their names in a file, in a fixed order."""
+        """The role's own parameters with their names in a file, in a fixed order."""
         own = self.own_networks.get(role.name)
         if own is not None:
-            yield from ((n, p) for n, p in own.named_parameters() if p.requires_grad)
+            trained = self._trained[role.name]
+            yield from ((n, p) for n, p in own.named_parameters() if n in trained)
             return
         for path, module in self.base.named_modules():
             if isinstance(module, RoleLayer) and role.name in module.updates:
                 for name, parameter in module.updates[role.name].tensors():  # pyright: ignore
                     yield f"{path}.{name}", parameter
+        if self._heads is not None:
+            yield from self._heads.named(role.name)
 
     def parameters(self, role: Role) -> list[nn.Parameter]:
-        """The role's trainable parameters, in a fixed order."""
+        """The role's own parameters, in a fixed order."""
         return [parameter for _, parameter in self.named(role)]
 
     def tensors(self, role: Role) -> dict[str, Tensor]:

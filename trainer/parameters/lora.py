@@ -52,10 +52,12 @@ class LoraUpdate(Update):
                 "LoRA on grouped or non-zero-padded convolutions is not supported; "
                 "leave them out of lora.targets"
             )
-        out_size, *rest = base.weight.shape
+        is_linear = isinstance(base, nn.Linear)  # asked for its sizes: a packed weight has others
+        shape = (base.out_features, base.in_features) if is_linear else base.weight.shape
+        out_size, *rest = shape
         bound = math.sqrt(3.0 / math.prod(rest))
         down = torch.empty(rank, *rest).uniform_(-bound, bound, generator=generator)
-        up_shape = (out_size, rank) if isinstance(base, nn.Linear) else (out_size, rank, 1, 1)
+        up_shape = (out_size, rank) if is_linear else (out_size, rank, 1, 1)
         device = base.weight.device
         self.down = nn.Parameter(down.to(device))
         self.up = nn.Parameter(torch.zeros(up_shape, device=device))
@@ -98,6 +100,11 @@ class RoleLayer(nn.Module):
     def bias(self) -> Tensor | None:
         """The frozen bias."""
         return self.base.bias
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output: heads on a time embedding ask for it."""
+        return self.base.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """The base's output under the current role."""

@@ -5,6 +5,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -112,6 +113,9 @@ class SmallerPolicy(ParameterPolicy):
         network.get_submodule(self.blocks.rpartition(".")[0]).register_module(
             self.blocks.rpartition(".")[2], nn.ModuleList(blocks[i] for i in kept)
         )
+        model: Any = network
+        if "num_layers" in model.config:  # so that it can be saved and loaded as what it is
+            model.register_to_config(num_layers=self.keep)
         return network.requires_grad_(True)
 
     def kept(self, base: nn.Module) -> list[int]:
