@@ -52,7 +52,7 @@ def train(
 ) -> TrainResult:
     """Run, or continue, a distillation.
 
-    Several processes call it with the same config; the result is that of one, whatever their number.
+    Several processes call it with the same config; the result does not depend on their number.
 
     Args:
         config: Everything about the run; `config.out` is where it lives.
@@ -69,21 +69,29 @@ def train(
     if found is not None:
         restore_run(run, found)
         logger.info("continuing %s at step %d", config.out, run.step)
+    drive(run, report)
+    return TrainResult(product_of(config), run.step, run.best_scores, not run.is_done)
+
+
+def drive(run: Run, report: Report = lambda run, metrics: None) -> None:
+    """Take a run to its end, or to the step in which Ctrl-C was pressed, and save it.
+
+    Raises:
+        TrainingError: The run went wrong and its guard says to stop; the last checkpoint is good.
+    """
     agree_on_start(run)
     with _stop_on_interrupt() as stop:
-        while not run.is_done and not processes.is_any(stop.is_set()):
+        while not run.is_done and not run.processes.is_any(stop.is_set()):
             started = time.perf_counter()
             metrics = advance(run)
             metrics["time/step_s"] = time.perf_counter() - started
             metrics |= peak_memory(run.backbone.device)
             _look_after(run, metrics)
             report(run, metrics)
-    was_interrupted = not run.is_done
-    if was_interrupted:
+    if not run.is_done:
         save_run(run)
-    elif run.evaluator is None and (run.guard.is_healthy or product_of(config) is None):
+    elif run.evaluator is None and (run.guard.is_healthy or product_of(run.config) is None):
         run.export({})
-    return TrainResult(product_of(config), run.step, run.best_scores, was_interrupted)
 
 
 def advance(run: Run) -> Metrics:

@@ -99,7 +99,7 @@ def _preset(
         out=Path(f"runs/{name}"),
         guidance_scale=scale,
         data=DataConfig(cache="runs/cache"),
-        **more,  # pyright: ignore[reportArgumentType]
+        **more,
     )
     return Preset(name, summary, source, NEEDS, NOT_RUN, config)
 

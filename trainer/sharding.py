@@ -9,7 +9,6 @@ links carry weights.
 from collections.abc import Iterator
 
 import torch
-from diffusers import ModelMixin
 from torch import nn
 
 from fewstep.errors import ConfigError
@@ -61,9 +60,9 @@ def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
     They are the members of its lists (`transformer_blocks`, `blocks`, `down_blocks`, ...) and a
     UNet's `mid_block`; of both networks where there are two.
     """
-    models = [module for module in network.modules() if isinstance(module, ModelMixin)]
-    for model in models or [network]:
-        for name, child in model.named_children():
+    networks = list(network.children()) if isinstance(network, TwoNetworks) else [network]
+    for one in networks:
+        for name, child in one.named_children():
             if isinstance(child, nn.ModuleList):
                 yield from child
             elif name == "mid_block":

@@ -145,6 +145,7 @@ def exact_run(
     batch_size: int = 256,
     backbone: ExactBackbone | None = None,
     book: PromptBook | None = None,
+    rank: int = 1,
     **grid: object,
 ) -> Run:
     """A whole run of a method on the exact teacher, at step 0; drive it with `finish`."""
@@ -159,7 +160,7 @@ def exact_run(
         grad_clip=10.0,
         ema_decay=0.9,
         grid=GridConfig(num_steps=num_steps, **grid),  # pyright: ignore[reportArgumentType]
-        lora=method.parameters(LoraConfig(rank=1, alpha=1.0, critic_rank=1)),
+        lora=method.parameters(LoraConfig(rank=rank, alpha=float(rank), critic_rank=rank)),
         evaluation=EvaluationConfig(every=0),
     )
     frame: Frame = build_frame(config, backbone, book)

@@ -143,11 +143,12 @@ def refusals(run: Run, model: Path, out: Path) -> dict[str, str]:
     processes = run.processes
     seeded = config_for(model, out / "refused", seed=processes.rank)
     run.step = processes.rank
+    other = wrap_pipeline(WAN22.build())
     with torch.no_grad():
-        next(run.backbone.pipe.vae.parameters()).add_(1e-3 * processes.rank)
+        other.pipe.transformer_2.proj_out.weight.add_(1e-3 * processes.rank)
     return {
         "seed": message_of(lambda: train(seeded, processes=processes)),
-        "weights": message_of(lambda: agree_on_weights(run.backbone, processes)),
+        "weights": message_of(lambda: agree_on_weights(other, processes)),
         "checkpoint": message_of(lambda: agree_on_start(run)),
     }
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.heads.two_time import sinusoid
+from fewstep.recipe import Base, Schedule
+from fewstep.trainer.backbones.condition import Condition
 from tests.trainer.analytic import ExactBackbone, ExactDenoiser
 
 CHANNELS, WIDTH = 32, 32
@@ -30,7 +32,7 @@ class Small(nn.Module):
         self.last = nn.Linear(WIDTH, 1)
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        embedded = self.time_embedding(sinusoid(timestep, CHANNELS).to(sample.dtype))
+        embedded = self.time_embedding(sinusoid(timestep / 50.0, CHANNELS).to(sample.dtype))
         embedded = embedded.reshape(len(sample), *[1] * (sample.ndim - 1), WIDTH)
         pair = torch.stack([sample, torch.ones_like(sample)], -1)
         hidden = functional.silu(self.first(pair) + embedded)
@@ -54,14 +56,24 @@ class ResidualDenoiser(nn.Module):
 
 
 class ResidualBackbone(ExactBackbone):
-    """`ExactBackbone` over it."""
+    """`ExactBackbone` over it; its network gives velocities, as flow teachers do."""
 
     lora_targets = (r"small\.(first|second|last|time_embedding\.linear_\d)$",)
 
     def __init__(self) -> None:
         super().__init__()
+        self.prediction = "flow"
         self.residual = ResidualDenoiser()
 
     @property
     def denoiser(self) -> nn.Module:
         return self.residual
+
+    def output(
+        self, network: nn.Module, sample: Tensor, timestep: Tensor, condition: Condition
+    ) -> Tensor:
+        sigma = (timestep / 1000.0).reshape(-1, 1, 1, 1)
+        return (sample - network(sample, timestep)) / sigma
+
+    def base(self, model_id: str) -> Base:
+        return Base(family="toy", prediction="flow", schedule=Schedule(kind="flow", shift=1.0))

@@ -52,6 +52,13 @@ class VisibleBackbone(ExactBackbone):
         return latents[:, :3]
 
 
+class ClipBackbone(VisibleBackbone):
+    """Its pictures are clips of two frames, the second one brighter by 1."""
+
+    def decode_float(self, latents: Tensor) -> Tensor:
+        return torch.stack([latents[:, :3], latents[:, :3] + 1.0], dim=2)
+
+
 class Brightness(Reward):
     """The mean of the picture: its gradient is the same everywhere."""
 
@@ -97,6 +104,15 @@ def test_a_share_of_the_samples_has_the_gradient_of_all_on_average() -> None:
     per_sample = grad.sum(dim=(1, 2, 3))
     assert 0 < int(drawn.sum()) < 32
     torch.testing.assert_close(per_sample, torch.where(drawn, -1.0 / 16.0, 0.0))
+
+
+def test_a_clips_reward_is_the_mean_of_its_frames() -> None:
+    setting = visible_setting()
+    context = exact_context(setting, count=6)
+    x0 = context.rolled(LAST).x0
+    still = rewards_of(context, Brightness(), x0)
+    clips = exact_context(dataclasses.replace(setting, backbone=ClipBackbone()), count=6)
+    torch.testing.assert_close(rewards_of(clips, Brightness(), x0), still + 0.5)
 
 
 def test_the_digits_reward_prefers_the_digit_that_was_asked_for() -> None:

@@ -10,16 +10,14 @@ import numpy as np
 import torch
 
 from fewstep.digits.judge import DigitsJudge
-from fewstep.trainer import checkpoint as ckpt
 from fewstep.trainer.compare.entries import STEPS, Entry
 from fewstep.trainer.components.grids import StudentPath
 from fewstep.trainer.generate import generate, student_speaker
-from fewstep.trainer.loop import train
+from fewstep.trainer.loop import drive
 from fewstep.trainer.meters import peak_memory
 from fewstep.trainer.roles import Role
 from fewstep.trainer.run import Run
 from fewstep.trainer.run_folder import write_json
-from fewstep.trainer.run_state import restore_run
 from fewstep.trainer.setup import build_run, path_of
 
 NUM_IMAGES = 1000
@@ -34,14 +32,11 @@ def measure(entry: Entry, root: Path, budget: int) -> dict[str, Any]:
         What the file holds: settings, minutes of one core, memory, scores by step count.
     """
     config = entry.config(root, budget)
-    started = time.process_time()  # of one thread: a busy machine does not show in it
-    train(config)
-    minutes = (time.process_time() - started) / 60.0
-    memory = peak_memory(torch.device("cpu"))
     run = build_run(config)
-    found = ckpt.latest(run.folder.checkpoints)
-    assert found is not None  # a finished run has saved its last step
-    restore_run(run, found)
+    started = time.process_time()  # of one thread: a busy machine does not show in it
+    drive(run)
+    minutes = (time.process_time() - started) / 60.0
+    memory, judge = peak_memory(torch.device("cpu")), DigitsJudge()
     result = {
         **dataclasses.asdict(entry),
         "budget": budget,
@@ -53,17 +48,16 @@ def measure(entry: Entry, root: Path, budget: int) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in run.setting.cast.parameters(Role.STUDENT))
         if run.setting.cast.has(Role.STUDENT)
         else None,
-        "scores": {str(count): judge_steps(run, count) for count in STEPS},
+        "scores": {str(count): judge_steps(run, judge, count) for count in STEPS},
     }
     write_json(entry.folder(root) / "result.json", result)
     return result
 
 
-def judge_steps(run: Run, num_steps: int) -> dict[str, float]:
+def judge_steps(run: Run, judge: DigitsJudge, num_steps: int) -> dict[str, float]:
     """Scores of the averaged student at one step count, on its own grid or the even one."""
     images, labels = draw_images(run, num_steps, NUM_IMAGES)
-    scores = DigitsJudge().score(images, labels)
-    return dataclasses.asdict(scores)
+    return dataclasses.asdict(judge.score(images, labels))
 
 
 def draw_images(run: Run, num_steps: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -50,7 +50,11 @@ class Disback(Method):
         "guidance grows from 1 to w along the way; DMD's normaliser",
     )
     record: RecordConfig = field(default_factory=RecordConfig)
-    match: MatchConfig = field(default_factory=lambda: MatchConfig(critic_warmup=0))
+    match: MatchConfig = field(
+        default_factory=lambda: MatchConfig(
+            learning_rate=1e-3, critic_learning_rate=2e-3, critic_warmup=0
+        )
+    )
     arrive: float = 0.4
     """Share of the second stage after which the teacher itself is the target."""
 

@@ -50,7 +50,11 @@ class Dmd(Method):
         deviations="squared error of latents instead of LPIPS; some hundred pairs instead of 10^5; "
         "critic is an adapter unless lora.critic is full; lower bound on the normaliser as in CDM",
     )
-    match: MatchConfig = field(default_factory=lambda: MatchConfig(critic_updates=1))
+    match: MatchConfig = field(
+        default_factory=lambda: MatchConfig(
+            learning_rate=3e-4, critic_learning_rate=8e-4, critic_updates=1
+        )
+    )
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
     def stages(self, frame: Frame) -> tuple[Stage, ...]:

@@ -38,7 +38,7 @@ class Meanflow(Method):
         artefact="LoRA with a two-time head",
         equation="|u(x_t, t, s) - stopgrad(v_w - (t - s) du/dt)|^2, adaptively weighted",
         deviations="v is the guided teacher's velocity, not that of data; du/dt by finite "
-        "differences unless derivative is jvp; VP teachers through their flow view",
+        "differences unless derivative is jvp",
     )
     jump: JumpConfig = field(default_factory=JumpConfig)
     derivative: Literal["difference", "jvp"] = "difference"
@@ -64,6 +64,11 @@ class Meanflow(Method):
         within("power", self.power, 0.0, 2.0)
 
     def stages(self, frame: Frame) -> tuple[Stage, ...]:
+        if frame.backbone.prediction != "flow":
+            raise ConfigError(
+                "recipes know two-time students of flow teachers only, but "
+                f"{frame.config.model} predicts {frame.backbone.prediction}; choose another method"
+            )
         exact = self.derivative == "jvp"
         derivative: Derivative = ForwardMode() if exact else FiniteDifference(self.delta)
         times = ClockTimes(

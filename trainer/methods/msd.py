@@ -41,7 +41,9 @@ class Msd(Method):
         deviations="groups by k-means of prompt embeddings; no GAN stage; students take turns on "
         "one base; score matching of smaller students on their own samples, not on pictures",
     )
-    match: MatchConfig = field(default_factory=MatchConfig)
+    match: MatchConfig = field(
+        default_factory=lambda: MatchConfig(learning_rate=5e-4, critic_learning_rate=1e-3)
+    )
     num_students: int = 2
     """Students; each gets as many of the updates."""
     group_by: Literal["embedding", "label"] = "embedding"

@@ -38,7 +38,7 @@ class DomainConfig:
     """Constant."""
     null_share: float = 0.1
     """Share of pictures shown without their prompt, as the target teacher is guided too."""
-    share: float = 0.25
+    share: float = 0.1
     """Part of a budget."""
 
     def __post_init__(self) -> None:
@@ -66,7 +66,9 @@ class UniDad(Method):
         "features instead of one per scale",
     )
     domain: DomainConfig = field(default_factory=DomainConfig)
-    match: MatchConfig = field(default_factory=MatchConfig)
+    match: MatchConfig = field(
+        default_factory=lambda: MatchConfig(learning_rate=3e-4, critic_learning_rate=1e-3)
+    )
     gan: GanConfig = field(default_factory=GanConfig)
     source_share: float = 0.25
     """lambda: the source teacher's part of the target; 1 stays in the source domain."""
