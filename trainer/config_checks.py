@@ -41,9 +41,9 @@ def check_base(config: "TrainConfig") -> None:
         if kind in ("full", "smaller") and config.shard:
             raise ConfigError(
                 f"lora.{who} {kind} is a copy of the base, and with shard no process has the base "
-                "whole; train an adapter (lora or lorad), or leave shard out"
+                "whole; train an adapter, or leave shard out"
             )
-        if kind != "lora" and config.quantise != "none":
+        if kind in ("full", "smaller", "lorad") and config.quantise != "none":
             raise ConfigError(
                 f"lora.{who} {kind} changes the base's own weights, and quantise "
                 f"{config.quantise} packs them; set lora.{who} to lora, or quantise to none"

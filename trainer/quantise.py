@@ -4,6 +4,7 @@ int8: one scale per output row, by torchao. nf4: 4-bit normal floats, by bitsand
 norms, convolutions and the last projection stay as they are: they are few and matter most.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, final
 
 import torch
@@ -55,24 +56,29 @@ class Int8Linear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return _PackedProduct.apply(input, self.weight, self.bias)  # pyright: ignore
+        packed: Any = self.weight
+        return _PackedProduct.apply(input, packed.dequantize, self.bias)
 
 
 @final
 class _PackedProduct(Function):
-    """`x @ unpacked(weight).T + bias`, differentiable in x."""
+    """`x @ unpacked(weight).T + bias`, differentiable in x, backward and forward."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-        return functional.linear(x, weight.dequantize(), bias)
+    def forward(x: Tensor, unpack: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        return functional.linear(x, unpack(), bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.weight = inputs[1]
+        ctx.unpack = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        return gradients[0] @ ctx.weight.dequantize(), None, None
+        return gradients[0] @ ctx.unpack(), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return functional.linear(tangents[0], ctx.unpack())
 
 
 def packed_int8(layer: nn.Linear) -> nn.Linear:
@@ -111,17 +117,20 @@ def packed_nf4(layer: nn.Linear) -> nn.Linear:
         device="meta",
     )
     weight = layer.weight.detach()
-    packed.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", module=packed)
+    make: Any = Params4bit  # its constructor is Tensor's to a type checker
+    packed.weight = make(weight, requires_grad=False, quant_type="nf4", module=packed)
     packed.bias = layer.bias
     return packed.to(weight.device).requires_grad_(False)  # moving it packs it
 
 
 def stored_bytes(network: nn.Module) -> int:
     """Bytes of a network's parameters as they are stored: packed ones with their scales."""
-    return sum(t.numel() * t.element_size() for p in network.parameters() for t in _stored(p))
+    parts = [part for p in network.parameters() for part in stored_parts(p)]
+    return sum(part.numel() * part.element_size() for part in parts)
 
 
-def _stored(parameter: Any) -> list[Tensor]:
+def stored_parts(parameter: Any) -> list[Tensor]:
+    """What lies in memory for a parameter: itself, or its packed numbers and their scales."""
     kind = type(parameter).__name__  # by name: neither library needs to be there
     if kind == "Int8Tensor":
         return [parameter.qdata, parameter.scale, parameter.zero_point]

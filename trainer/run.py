@@ -219,7 +219,8 @@ class Run:
     def update_critic(self, update: int) -> Metrics:
         """One optimizer step of the critic; `update` is 1, 2, ... within the student's step."""
         critic = self.stage.critic
-        assert critic is not None and self.critic is not None
+        assert critic is not None
+        assert self.critic is not None
 
         def loss(context: StepContext) -> tuple[Tensor, Metrics]:
             role = critic.role

@@ -46,8 +46,8 @@ def build_run(config: TrainConfig, processes: Processes = Processes()) -> Run:  
     """
     if config.batch_size % (processes.size * config.accumulation):
         raise ConfigError(
-            f"batch-size {config.batch_size} cannot be cut into {config.accumulation} parts on each "
-            f"of {processes.size} processes; choose a multiple of "
+            f"batch-size {config.batch_size} cannot be cut into {config.accumulation} parts on "
+            f"each of {processes.size} processes; choose a multiple of "
             f"{processes.size * config.accumulation}"
         )
     agree_on_settings(config, processes)

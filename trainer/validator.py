@@ -7,12 +7,17 @@ here are those that tie stages, data, grids and parameters together.
 from fewstep.errors import ConfigError
 from fewstep.trainer.components.grids import GridLaw, RandomGrid
 from fewstep.trainer.components.kernels import Interval
+from fewstep.trainer.components.real_uid import RealUid
 from fewstep.trainer.components.rollouts import OffPath, Rollout, StudentRollout
+from fewstep.trainer.components.score_identity import ScoreIdentity
 from fewstep.trainer.components.signals import ScoreDifference
 from fewstep.trainer.context import Setting
 from fewstep.trainer.methods.method import Frame
 from fewstep.trainer.routes import ConditionRoute, PhaseRoute
 from fewstep.trainer.stages import Stage
+
+COMPARED = (ScoreDifference, ScoreIdentity, RealUid)
+"""Terms that ask a critic."""
 
 
 def validate(frame: Frame, stages: tuple[Stage, ...], setting: Setting) -> None:
@@ -40,7 +45,7 @@ def _check_critic(stage: Stage, frame: Frame) -> None:
                 f"{lora.student} of rank {lora.rank} and the critic {lora.critic} of rank "
                 f"{lora.critic_rank}; make them alike or set ida to 1"
             )
-    if critic is None and any(isinstance(part.term, ScoreDifference) for part in stage.terms):
+    if critic is None and any(isinstance(part.term, COMPARED) for part in stage.terms):
         raise ConfigError(
             f"stage {stage.name!r} compares with a critic and trains none; give it one"
         )
@@ -100,5 +105,3 @@ def _rollouts(stage: Stage) -> list[Rollout]:
             rollout = part.term.rollout
             found.append(rollout.around if isinstance(rollout, OffPath) else rollout)
     return found
-
-

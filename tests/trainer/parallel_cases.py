@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from fewstep.errors import ConfigError
 from fewstep.trainer import checkpoint
@@ -36,7 +37,7 @@ from fewstep.trainer.roles import Role
 from fewstep.trainer.run import Run
 from fewstep.trainer.run_state import restore_run, save_run
 from fewstep.trainer.setup import build_run
-from fewstep.trainer.sharding import shard
+from fewstep.trainer.sharding import blocks_of, shard
 from tests.trainer.backbone_cases import WAN22
 
 BUDGET = 300
@@ -78,7 +79,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 def spawn(model: Path, out: Path, *, size: int = 2) -> None:
     """Run `work` in some processes; an error in one of them is raised here."""
-    mp.spawn(work, (size, model, out), nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
+    mp.spawn(work, (size, model, out), nprocs=size)
 
 
 def work(rank: int, size: int, model: Path, out: Path) -> None:
@@ -93,6 +94,7 @@ def work(rank: int, size: int, model: Path, out: Path) -> None:
     run = finished(config_for(model, out / "sharded", shard=True), processes)
     pictures(run, out)
     facts = {
+        "share": share_of_blocks(run),
         "reductions": reductions(run),
         "averages": averages(processes),
         "refusals": refusals(run, model, out),
@@ -160,6 +162,18 @@ def message_of(action: Callable[[], object]) -> str:
     except ConfigError as error:
         return str(error)
     return ""
+
+
+def share_of_blocks(run: Run) -> float:
+    """Numbers of the base's blocks that this process holds, as a share of all."""
+    weights = [
+        parameter
+        for block in blocks_of(run.backbone.denoiser)
+        for name, parameter in block.named_parameters()
+        if ".updates." not in name
+    ]
+    held = [p.to_local() if isinstance(p, DTensor) else p for p in weights]
+    return sum(p.numel() for p in held) / sum(p.numel() for p in weights)
 
 
 def reductions(run: Run) -> dict[str, int]:

@@ -123,3 +123,24 @@ def test_named_grids_and_data() -> None:
             stages = exact_run(method, num_steps=2, batch_size=4).stages
             assert {stage.uses_data for stage in stages} == {wanted}
             assert {stage.terms[0].term.needs_data for stage in stages} == {wanted}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Lcm(jump=jumps(1, 0.1, scale_spread=0.5)), Tcd(), Progressive(), Meanflow()],
+    ids=lambda method: method.facts.name,
+)
+def test_parts_of_a_batch_are_the_batch(method: Method) -> None:
+    """Times, scales and starts belong to samples: cutting a batch changes nothing."""
+    found = []
+    for accumulation in (1, 4):
+        run = exact_run(method, num_steps=2, batch_size=16, backbone=ResidualBackbone(), rank=2)
+        object.__setattr__(run.config, "accumulation", accumulation)
+        for parameter in run.setting.cast.parameters(Role.STUDENT):
+            parameter.data.add_(0.05)
+        parts = run.contexts(0, with_grad=True)
+        assert len(parts) == accumulation
+        losses = [run.stage.terms[0].term.loss(part)[0].item() for part in parts]
+        found.append(sum(losses) / accumulation)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0] > 0.0

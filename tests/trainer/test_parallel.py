@@ -1,6 +1,7 @@
 """Two processes are one: same global batch, same adapters, whether the base is whole or cut."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ from fewstep.trainer.launch import is_on_cpu, is_one_of_several, join
 from fewstep.trainer.loop import train
 from fewstep.trainer.parallel import Processes, buckets
 from fewstep.trainer.parameters.policies import matching_layers
-from fewstep.trainer.run_folder import RunFolder
+from fewstep.trainer.recipes import RECIPES
+from fewstep.trainer.run_folder import RunFolder, flat_settings
 from fewstep.trainer.setup import build_run
 from fewstep.trainer.sharding import blocks_of
 from tests.trainer import parallel_cases as cases
@@ -154,6 +156,13 @@ def test_gradients_are_reduced_once_per_optimizer_step(out: Path) -> None:
         assert fact["reductions"] == {"critic": 1, "student": 1}
 
 
+def test_each_process_holds_its_share_of_a_cut_base(out: Path) -> None:
+    """After training and sampling: blocks are cut again when they have run."""
+    shares = [fact["share"] for fact in facts(out)]
+    assert sum(shares) == pytest.approx(1.0)
+    assert max(shares) < 0.51
+
+
 def test_a_parameter_nobody_reached_stays_without_gradient(out: Path) -> None:
     """As in one process, where AdamW passes it over: rotating experts depend on it."""
     for fact in facts(out):
@@ -260,6 +269,15 @@ def test_a_process_knows_from_its_environment_that_it_has_peers() -> None:
     assert not is_one_of_several({})
     assert is_on_cpu("cpu", {"WORLD_SIZE": "2"})
 
+
+def test_the_commands_of_the_page_name_recipes_and_settings() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/scale.md").read_text(encoding="utf-8")
+    commands = re.findall(r"-m fewstep\.trainer (\S+) (.*)", page)
+    assert len(commands) == 4
+    for recipe, rest in commands:
+        known = flat_settings(RECIPES[recipe].config.to_dict())
+        for flag in re.findall(r"--(\S+)", rest):
+            assert flag.replace("-", "_") in known, flag
 
 
 LAUNCHERS = {

@@ -45,6 +45,7 @@ from tests.trainer.analytic import (
     finish,
     moments,
 )
+from tests.trainer.residual import ResidualBackbone
 
 TAU = 0.4
 
@@ -325,11 +326,15 @@ def test_a_few_step_student_matches_as_the_mixture_of_its_steps_outputs() -> Non
     assert abs(float(mixture.var()) / VARIANCE - 1.0) < 0.25
 
 
-def test_a_rotation_learns_by_score_distillation() -> None:
-    """The exact teacher's one layer is only turned, its base left alone."""
-    match = dataclasses.replace(MATCH, num_steps=160)
-    run = exact_run(Wadi(match=match), batch_size=48)
-    layer = run.backbone.denoiser.get_parameter("head.base.weight").detach()
+def test_rotations_of_a_network_learn_by_score_distillation() -> None:
+    """Student and critic only turn weights; the base is left alone."""
+    match = dataclasses.replace(
+        MATCH, num_steps=250, learning_rate=0.01, critic_learning_rate=0.02, critic_updates=3
+    )
+    run = exact_run(Wadi(match=match), batch_size=48, backbone=ResidualBackbone(), rank=8)
+    names = [name for name, _ in run.setting.cast.named(Role.CRITIC)]
+    assert all(".lorad_" in name for name in names)
+    layer = run.backbone.denoiser.get_parameter("small.second.base.weight").detach()
     before = layer.clone()
     mean, variance = moments(finish(run))
     assert abs(mean - MEAN) < 0.1

@@ -165,8 +165,9 @@ class RewardTerm(Term):
     def loss(self, context: StepContext) -> TermLoss:
         x0 = context.rolled(self.rollout).x0
         rows = (context.draws.uniform("reward") < self.share).nonzero().flatten()
-        if len(rows) == 0:
-            return torch.zeros((), device=x0.device), {}
+        if len(rows) == 0:  # where a base is cut, all processes must go backward through it
+            none = x0[:0].sum() if context.backbone.in_step else torch.zeros((), device=x0.device)
+            return none, {}
         scores = rewards_of(context, self.reward, x0, rows)
         # by the expected count, so that parts of a batch add up to the whole
         loss = -scores.sum() / (self.share * len(x0))

@@ -9,7 +9,7 @@ from torch import Tensor
 from fewstep.trainer import losses
 from fewstep.trainer.components.kernels import Kernel, Renoise
 from fewstep.trainer.components.rollouts import Rollout
-from fewstep.trainer.components.targets import Guided, GuidanceLaw, Target, guided
+from fewstep.trainer.components.targets import GuidanceLaw, Guided, Target, guided
 from fewstep.trainer.components.taus import TauLaw
 from fewstep.trainer.components.terms import Term, TermLoss
 from fewstep.trainer.context import Question, StepContext

@@ -1,6 +1,6 @@
 """Who is asked about a probe, and under which guidance: the target x0 of a score term.
 
-    x0 = uncond + w(tau) * (cond - uncond)
+x0 = uncond + w(tau) * (cond - uncond)
 """
 
 from abc import ABC, abstractmethod
@@ -213,4 +213,3 @@ def ddim(sample: Tensor, x0: Tensor, now: Levels, following: Levels) -> Tensor:
     """A deterministic step with levels per sample; the same arithmetic as `sampling.step`."""
     epsilon = (sample - now.alpha * x0) / now.sigma
     return sampling.add_noise(x0, epsilon, following)
-

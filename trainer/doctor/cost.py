@@ -14,6 +14,7 @@ import torch
 
 from fewstep.trainer.loop import advance
 from fewstep.trainer.parameters.cast import Cast
+from fewstep.trainer.quantise import stored_parts
 from fewstep.trainer.roles import Role
 from fewstep.trainer.run import Run
 
@@ -151,7 +152,8 @@ def weight_bytes(run: Run) -> int:
     for part in run.backbone.pipe.components.values():
         if isinstance(part, torch.nn.Module):
             named = (*part.named_parameters(), *part.named_buffers())
-            total += sum(t.numel() * t.element_size() for n, t in named if ".updates." not in n)
+            stored = [part for n, t in named if ".updates." not in n for part in stored_parts(t)]
+            total += sum(part.numel() * part.element_size() for part in stored)
     return total
 
 
