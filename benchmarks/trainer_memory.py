@@ -23,8 +23,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from fewstep.trainer.config import LoraConfig
 from fewstep.trainer.backbones.stable_diffusion import SdBackbone
+from fewstep.trainer.config import LoraConfig
 from fewstep.trainer.parameters.cast import Cast
 from fewstep.trainer.parameters.policies import LoraPolicy
 from fewstep.trainer.roles import Role, acting_as

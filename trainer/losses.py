@@ -72,7 +72,7 @@ def score_gradient(
         repel: Factor of the push from the critic, broadcastable.
 
     Source:
-        Yin et al. 2023, arXiv:2311.18828 (gradient); attract and repel as in AMD (seed L63).
+        Yin et al. 2023, arXiv:2311.18828 (gradient); attract and repel as in AMD.
     """
     x0 = x0.float()
     push, pull = repel * (critic_x0.float() - x0), attract * (teacher_x0.float() - x0)

@@ -6,8 +6,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    TaskProgressColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,

@@ -90,7 +90,8 @@ def test_a_slowed_student_moves_half_as_far() -> None:
         before = [p.detach().clone() for p in run.setting.cast.parameters(Role.STUDENT)]
         run.update_student()
         after = run.setting.cast.parameters(Role.STUDENT)
-        moved.append(sum(float((a - b.detach()).norm()) for a, b in zip(before, after, strict=True)))
+        pairs = zip(before, after, strict=True)
+        moved.append(sum(float((a - b.detach()).norm()) for a, b in pairs))
     assert moved[1] == pytest.approx(0.5 * moved[0], rel=1e-4)
 
 

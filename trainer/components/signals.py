@@ -165,7 +165,9 @@ class ScoreDifference(Term):
 class GuidanceAugmentation(Term):
     """The guidance half of a split score difference, with its own tau law and normaliser.
 
-        gradient = -(w - 1) (cond - uncond) / normaliser,   from T_w - F = (T_c - F) + (w-1)(T_c - T_u)
+        gradient = -(w - 1) (cond - uncond) / normaliser
+
+    from T_w - F = (T_c - F) + (w - 1) (T_c - T_u).
 
     Attributes:
         rollout: Where the student is asked.

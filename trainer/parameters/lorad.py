@@ -3,7 +3,7 @@
     theta = A B, wrapped to (-pi, pi];   (W[:, 2j], W[:, 2j + 1]) rotated by theta[:, j], row by row
 
 Source:
-    WaDi / LoRaD, seed L139; `fewstep.heads.lorad` has the arithmetic that hosts share.
+    WaDi, arXiv:2603.08258; `fewstep.heads.lorad` has the arithmetic that hosts share.
 """
 
 import math

@@ -15,7 +15,7 @@ from fewstep.trainer.parameters.lora import Base, LoraUpdate, RoleLayer, Update
 from fewstep.trainer.parameters.lorad import LoradUpdate
 
 
-class ParameterPolicy(ABC):
+class ParameterPolicy(ABC):  # noqa: B024 two interfaces below have nothing in common to call
     """Interface: makes a role's parameters on a base network."""
 
 
