@@ -151,8 +151,10 @@ def test_ladders_that_cannot_be_climbed_are_refused(grid: dict[str, object], mes
 
 
 @pytest.mark.parametrize(("steps", "sizes"), [(1, (1.0,)), (2, (0.5, 1.0)), (3, SIZES)])
-def test_the_named_recipe_climbs_from_half_size(steps: int, sizes: tuple[float, ...]) -> None:
-    grid = Swd().grid(GridConfig(num_steps=steps))
+def test_the_named_recipe_climbs_evenly_from_its_smallest_size(
+    steps: int, sizes: tuple[float, ...]
+) -> None:
+    grid = Swd(smallest=0.5).grid(GridConfig(num_steps=steps))
     assert grid.sizes == pytest.approx(sizes)
     assert grid.stochasticity == 1.0
 
@@ -189,4 +191,4 @@ def test_the_pipeline_draws_what_the_trainer_draws(model: str, tmp_path: Path) -
 
 def quick_swd() -> Swd:
     match = MatchConfig(num_steps=2, learning_rate=0.02, critic_updates=1, critic_warmup=1)
-    return Swd(match=match, gan=GanConfig(features="teacher", width=8))
+    return Swd(match=match, smallest=0.5, gan=GanConfig(features="teacher", width=8))

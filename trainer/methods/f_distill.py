@@ -38,7 +38,7 @@ class FDistill(Method):
     divergence: Divergence = "js"
     """f: rkl (plain distribution matching), kl, js, softened-rkl, neyman, hellinger, jeffreys."""
     match: MatchConfig = field(default_factory=MatchConfig)
-    gan: GanConfig = field(default_factory=GanConfig)
+    gan: GanConfig = field(default_factory=lambda: GanConfig(features="teacher"))
     ratio_min: float = 0.1
     """Ratios are clipped from below."""
     ratio_max: float = 20.0

@@ -35,8 +35,8 @@ DISTANCES: dict[str, PatchDistance] = {"means": TokenMeans(), "rbf": TokenSets()
 class PatchConfig:
     """Tokens of a block of the teacher must be distributed as real ones."""
 
-    weight: float = 1.0
-    """Of the patch loss; 0 leaves it out."""
+    weight: float = 10.0
+    """Of the patch loss, against distribution matching; 0 leaves it out."""
     distance: Literal["means", "rbf"] = "means"
     """means: each picture's mean token (pseudo-Huber), as released; rbf: MMD of its tokens."""
     layers: tuple[str, ...] = ()
@@ -79,10 +79,12 @@ class Swd(Method):
         deviations="real latents are reduced by means over areas, not encoded at every size; the "
         "student's own rollouts for a share of the updates; one head per layer",
     )
-    match: MatchConfig = field(default_factory=MatchConfig)
-    gan: GanConfig = field(default_factory=lambda: GanConfig(features="teacher"))
+    match: MatchConfig = field(
+        default_factory=lambda: MatchConfig(learning_rate=3e-4, critic_learning_rate=8e-4)
+    )
+    gan: GanConfig = field(default_factory=lambda: GanConfig(weight=2e-2, features="teacher"))
     patches: PatchConfig = field(default_factory=PatchConfig)
-    smallest: float = 0.5
+    smallest: float = 0.75
     """Height and width of the first step's sample in the named recipe, a share of the finished
     one; grid.sizes has the ladder."""
     data_share: float = 0.5
