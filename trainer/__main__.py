@@ -72,9 +72,7 @@ def run(config: TrainConfig, console: Console, *, is_quiet: bool) -> int:
         result = train(config, progress.report, processes)
     leave(processes)
     if result.was_interrupted:
-        console.print(
-            f"stopped after step {result.steps}; run the same command to go on"
-        )
+        console.print(f"stopped after step {result.steps}; run the same command to go on")
         return 130
     console.print(f"adapter: {result.adapter}")
     for name, value in result.scores.items():

@@ -107,9 +107,7 @@ def exact_setting(roles: Sequence[Role] = (Role.STUDENT, Role.CRITIC, Role.AVERA
     generator = torch.Generator().manual_seed(0)
     for role in roles:
         cast.add(role, LoraPolicy(("head",), 1, 1.0), generator)
-    return Setting(
-        backbone, cast, exact_book(backbone), exact_latents(), (SHAPE,), SingleRoute()
-    )
+    return Setting(backbone, cast, exact_book(backbone), exact_latents(), (SHAPE,), SingleRoute())
 
 
 def exact_context(

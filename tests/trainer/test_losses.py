@@ -46,9 +46,7 @@ def test_the_gradient_of_a_shifted_gaussian_has_the_closed_form(schedule: Flow |
     scale = losses.mean_abs_scale(x0, teacher_x0, 0.0)
     gradient = losses.score_gradient(x0, teacher_x0, critic_x0, scale)
     expected = (m_student - m) * levels.sigma**2 / (levels.alpha**2 * v + levels.sigma**2)
-    torch.testing.assert_close(
-        gradient * scale, expected.expand_as(x0), rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(gradient * scale, expected.expand_as(x0), rtol=1e-3, atol=1e-3)
     assert (gradient > 0).all()  # downhill lowers a student that is too high
 
 

@@ -159,7 +159,9 @@ def test_the_named_recipe_climbs_evenly_from_its_smallest_size(
     assert grid.stochasticity == 1.0
 
 
-@pytest.mark.parametrize("model", ["digits-sd3", "digits-sd15"])
+@pytest.mark.parametrize(
+    "model", ["digits-sd3", pytest.param("digits-sd15", marks=pytest.mark.slow)]
+)
 def test_the_pipeline_draws_what_the_trainer_draws(model: str, tmp_path: Path) -> None:
     config = replace(on_digits(quick_swd(), num_steps=4, model=model), out=tmp_path / "student")
     config = replace(

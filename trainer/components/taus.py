@@ -169,11 +169,8 @@ class TauLaw:
         Returns:
             Shape (B,), float64.
         """
-        low, high = self.span.bounds(
-            position_of(schedule, now), position_of(schedule, following)
-        )
+        low, high = self.span.bounds(position_of(schedule, now), position_of(schedule, following))
         low, high = max(low, self.low), min(high, self.high)
         high = max(low, high)
         within = self.density.quantile(u.double().cpu(), progress, schedule)
         return (low + (high - low) * within).to(u.device)
-

@@ -43,4 +43,3 @@ class WarmDmd2(Method):
                 "both stages have 0 steps; set method.warm-start.num-steps or "
                 "method.match.num-steps"
             )
-
