@@ -36,7 +36,7 @@ class NamedRecipe:
     config: TrainConfig
 
 
-MEASURED = "docs/methods.md"
+MEASURED = "docs/methods.md, where it is listed"
 
 # The student sees few timesteps only, so what depends on time may change too.
 DIGITS_TARGETS = {
