@@ -10,6 +10,10 @@
     +-- CheckpointError (RuntimeError)   a run folder cannot be continued
     +-- TrainingError (RuntimeError)     a run went wrong and stopped itself
     +-- PipelineError (ValueError)       a pipeline cannot do what was asked of it
+    +-- ExportError (ValueError)         a pipeline or graph cannot be exported as asked
+    +-- ExportFolderError (ValueError)   an export folder is damaged or of another release
+    +-- RuntimeSettingError (ValueError) an exported model cannot do what was asked of it
+    +-- GenerationStopped (RuntimeError) somebody asked for a picture in work to be stopped
     +-- MissingExtraError (ImportError)  an optional dependency is not installed
 
 Messages are one sentence: what we got, what was wanted, what to do.
@@ -54,6 +58,22 @@ class TrainingError(FewstepError, RuntimeError):
 
 class PipelineError(FewstepError, ValueError):
     """A pipeline cannot do what was asked of it."""
+
+
+class ExportError(FewstepError, ValueError):
+    """A pipeline, graph or engine cannot be made as asked."""
+
+
+class ExportFolderError(FewstepError, ValueError):
+    """An export folder is damaged, incomplete or of another release."""
+
+
+class RuntimeSettingError(FewstepError, ValueError):
+    """An exported model cannot do what was asked of it: a size, a provider, a step count."""
+
+
+class GenerationStopped(FewstepError, RuntimeError):
+    """A picture in work was stopped on request."""
 
 
 class MissingExtraError(FewstepError, ImportError):

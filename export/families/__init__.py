@@ -1,0 +1,1 @@
+"""What each family of pipelines is exported as."""

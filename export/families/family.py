@@ -1,0 +1,44 @@
+"""What is said of a family of pipelines so that it can be exported."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from fewstep.export.part import Part
+
+
+class ExportFamily(ABC):
+    """One family.
+
+    Attributes:
+        name: As in recipes and manifests.
+        pipelines: Classes of stock pipelines that are exported so.
+        denoiser: Name of the part that is called once per step.
+    """
+
+    name: ClassVar[str]
+    pipelines: ClassVar[tuple[str, ...]]
+    denoiser: ClassVar[str] = "transformer"
+
+    @abstractmethod
+    def parts(self, pipe: Any) -> tuple[Part, ...]:
+        """Every component as it is exported, the denoiser among them."""
+
+    @abstractmethod
+    def settings(self, pipe: Any) -> dict[str, float]:
+        """Numbers its host needs beyond the graphs."""
+
+
+def autoencoder_settings(model: Any, factor: int) -> dict[str, float]:
+    """Scale and shift around an autoencoder, and its pixels per latent."""
+    config = model.config
+    return {
+        "vae_scale_factor": factor,
+        "latent_channels": config.latent_channels,
+        "scaling_factor": float(getattr(config, "scaling_factor", None) or 1.0),
+        "shift_factor": float(getattr(config, "shift_factor", None) or 0.0),
+    }
+
+
+def square(sample_size: int | tuple[int, int]) -> int:
+    """Side of the latents a network was trained at."""
+    return sample_size if isinstance(sample_size, int) else min(sample_size)

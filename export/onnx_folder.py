@@ -1,0 +1,128 @@
+"""A pipeline becomes a folder: one ONNX graph per component, and all a host needs beside them."""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.errors import ExportError
+from fewstep.export.merging import MergedPipeline
+from fewstep.export.optimising import make_graph
+from fewstep.export.part import Part
+from fewstep.export.writing import graph_entry, save_graph, stored_files
+from fewstep.pipeline.stock_scheduler import stock_scheduler
+from fewstep.recipe import SIDECAR_NAME
+from fewstep.runtime.manifest import FILE, FORMAT, MAJOR, Graph, Manifest, Precision
+
+PACKAGES = ("fewstep", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+OPSET = 18
+"""The default: what ONNX Runtime's CPU kernels serve best (group norms stay instance norms)."""
+Progress = Callable[[str], None]
+
+
+def write_folder(
+    merged: MergedPipeline, folder: Path, *, opset: int, precision: Precision, progress: Progress
+) -> Manifest:
+    """Write graphs, configurations, tokenizers, scheduler, recipe and manifest.
+
+    Args:
+        merged: The pipeline; its modules are converted to the precision in place.
+        folder: An empty folder.
+        opset: Of the graphs.
+        precision: fp32 or fp16; others are made from the fp32 graphs afterwards.
+        progress: Told the name of every component before it is exported.
+    """
+    set_precision(merged, precision)
+    graphs: dict[str, Graph] = {}
+    parts = merged.family.parts(merged.pipe)
+    for part in parts:
+        progress(part.name)
+        model = make_graph(part, opset=opset)
+        save_graph(model, folder / part.name)
+        _write_json(folder / part.name / "config.json", part.config)
+        graphs[part.name] = graph_entry(
+            model, part, opset=opset, precision="fp16" if part.dtype == torch.float16 else "fp32"
+        )
+    _write_companions(merged, folder, parts)
+    manifest = Manifest(
+        format=f"{FORMAT}/{MAJOR}",
+        family=merged.family.name,
+        pipeline=type(merged.pipe).__name__,
+        precision=precision,
+        graphs=graphs,
+        settings={k: float(v) for k, v in merged.family.settings(merged.pipe).items()},
+        licence=merged.recipe.provenance.licence,
+        versions=versions(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    return write_manifest(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write manifest.json last, with the checksum of every other file."""
+    whole = dataclasses.replace(manifest, files=stored_files(folder))
+    (folder / FILE).write_text(whole.to_json(), encoding="utf-8")
+    return whole
+
+
+def set_precision(merged: MergedPipeline, precision: Precision) -> None:
+    """Convert the networks in place.
+
+    An autoencoder whose configuration says that it overflows in half precision stays in float32.
+
+    Raises:
+        ExportError: The precision is not one that torch's modules are traced in.
+    """
+    if precision == "fp32":
+        return
+    if precision != "fp16":
+        raise ExportError(
+            f"graphs are traced in fp32 or fp16, not {precision}; quantize afterwards"
+        )
+    for name, module in merged.pipe.components.items():
+        if isinstance(module, torch.nn.Module):
+            overflows = name == "vae" and getattr(module.config, "force_upcast", False)
+            module.to(torch.float32 if overflows else torch.float16)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that shaped the folder."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_companions(merged: MergedPipeline, folder: Path, parts: tuple[Part, ...]) -> None:
+    pipe, recipe = merged.pipe, merged.recipe
+    index: dict[str, Any] = {"_class_name": type(pipe).__name__, "_diffusers_version": "0.42.1"}
+    for name, component in pipe.components.items():
+        if component is None:
+            index[name] = [None, None]
+            continue
+        library = type(component).__module__.partition(".")[0]
+        index[name] = [library, type(component).__name__]
+        if name.startswith(("tokenizer", "feature_extractor", "image_processor", "processor")):
+            component.save_pretrained(folder / name)
+    for name in ("safety_checker", "image_encoder", "feature_extractor"):
+        if name in index:  # never part of an export
+            index[name] = [None, None]
+    stand_in = stock_scheduler(type(pipe).__name__, recipe, recipe.default_steps).scheduler
+    scheduler = stand_in if stand_in is not None else pipe.scheduler
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    scheduler.save_pretrained(folder / "scheduler")
+    _write_json(folder / "model_index.json", index)
+    (folder / SIDECAR_NAME).write_text(recipe.to_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    text = json.dumps(dict(data), indent=2, sort_keys=True, default=str)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,116 @@
+"""Files of an export folder: graphs with one data file each, checksums, whole or not at all."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+
+from fewstep.errors import ExportError
+from fewstep.export.part import Part, Port
+from fewstep.runtime.manifest import ElementType, Graph, Precision, StoredFile, Tensor
+
+MODEL, DATA = "model.onnx", "model.onnx_data"
+INLINE = 1024
+"""Weights below this many bytes stay in the graph's own file."""
+CHUNK = 1 << 22
+ELEMENT_TYPES: dict[ir.DataType, ElementType] = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+    ir.DataType.INT64: "int64",
+    ir.DataType.INT32: "int32",
+    ir.DataType.UINT8: "uint8",
+    ir.DataType.BOOL: "bool",
+}
+
+
+@contextmanager
+def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when everything in it was written.
+
+    Raises:
+        ExportError: `out` has files in it and is not to be replaced, or the disk is full.
+    """
+    out = out.absolute()
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file; name a folder with --out")
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise ExportError(
+            f"{out} is not empty; name another folder, or replace it with --overwrite"
+        )
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(partial, out)
+    except OSError as error:
+        raise ExportError(
+            f"{out} could not be written ({error.strerror or error}); make room or choose another "
+            "place, nothing was left behind"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_graph(model: ir.Model, folder: Path) -> None:
+    """Write model.onnx, and its large weights into one model.onnx_data beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ir.save(model, folder / MODEL, external_data=DATA, size_threshold_bytes=INLINE)
+
+
+def graph_entry(
+    model: ir.Model, part: Part, *, opset: int, precision: Precision, file: str | None = None
+) -> Graph:
+    """What the manifest says of a part's graph."""
+    return Graph(
+        file=file or f"{part.name}/{MODEL}",
+        inputs=_tensors(list(model.graph.inputs), part.inputs),
+        outputs=_tensors(list(model.graph.outputs), part.outputs),
+        opset=opset,
+        precision=precision,
+        multiples=dict(part.multiples),
+    )
+
+
+def _tensors(values: list[ir.Value], ports: tuple[Port, ...]) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(name=port.name, dtype=element_type(value), dims=port.dims)
+        for value, port in zip(values, ports, strict=True)
+    )
+
+
+def element_type(value: ir.Value) -> ElementType:
+    """Its element type, by the manifest's name.
+
+    Raises:
+        ExportError: It is none that hosts exchange.
+    """
+    if value.dtype not in ELEMENT_TYPES:
+        raise ExportError(f"{value.name} has element type {value.dtype}, which no host exchanges")
+    return ELEMENT_TYPES[value.dtype]
+
+
+def stored_files(folder: Path) -> dict[str, StoredFile]:
+    """Size and SHA-256 of every file of a folder but its manifest, by relative path."""
+    found = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = file.relative_to(folder).as_posix()
+        if name != "manifest.json":
+            found[name] = StoredFile(bytes=file.stat().st_size, sha256=sha256_of(file))
+    return found
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Inference from an export folder: numpy, ONNX Runtime, tokenizers and Pillow; never torch."""

@@ -1,0 +1,1 @@
+"""How each family of models is driven: prompts to conditions, latents to network inputs."""

@@ -1,0 +1,23 @@
+"""Every family the runtime drives."""
+
+from fewstep.errors import RuntimeSettingError
+from fewstep.runtime.hosts.host import Host
+from fewstep.runtime.hosts.stable_diffusion import StableDiffusionHost, StableDiffusionXlHost
+from fewstep.runtime.hosts.stable_diffusion_3 import StableDiffusion3Host
+
+HOSTS: tuple[type[Host], ...] = (StableDiffusionHost, StableDiffusionXlHost, StableDiffusion3Host)
+
+
+def host_of(family: str) -> type[Host]:
+    """The host of a family.
+
+    Raises:
+        RuntimeSettingError: This release does not drive it.
+    """
+    for host in HOSTS:
+        if host.family == family:
+            return host
+    known = ", ".join(host.family for host in HOSTS)
+    raise RuntimeSettingError(
+        f"this folder holds a {family} model, and this release runs {known}; upgrade fewstep"
+    )

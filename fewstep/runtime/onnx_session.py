@@ -1,0 +1,171 @@
+"""Graphs on ONNX Runtime."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from fewstep.errors import ExportFolderError, RuntimeSettingError
+from fewstep.runtime.cache_folder import cache_folder, key_of, machine
+from fewstep.runtime.manifest import Graph, StoredFile
+from fewstep.runtime.session import Feeds, Session
+
+PROVIDERS = {  # our name -> ONNX Runtime's, in its order of preference
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+CPU = "CPUExecutionProvider"
+
+
+def available_providers() -> tuple[str, ...]:
+    """Our names of the engines that this installation of ONNX Runtime has."""
+    there = ort.get_available_providers()
+    return tuple(name for name, theirs in PROVIDERS.items() if theirs in there)
+
+
+class OnnxLoader:
+    """Loads graphs of a folder with ONNX Runtime.
+
+    Args:
+        folder: The export folder.
+        files: Checksums of its files, which name the optimised copies.
+        provider: "cpu", "cuda", "tensorrt", "coreml" or "directml".
+        threads: Of one call; 0 takes ONNX Runtime's own choice, one per physical core.
+        has_cache: Whether graphs optimised for this processor are kept for the next start.
+
+    Raises:
+        RuntimeSettingError: This installation does not have the provider.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: Mapping[str, StoredFile],
+        provider: str = "cpu",
+        *,
+        threads: int = 0,
+        has_cache: bool = True,
+    ) -> None:
+        check_provider(provider)
+        self.name = provider
+        self._folder, self._files = folder, files
+        self._threads, self._has_cache = threads, has_cache and provider == "cpu"
+
+    def load(self, graph: Graph) -> Session:
+        """Load one graph, from its optimised copy where there is one.
+
+        Raises:
+            ExportFolderError: The file or its weights are missing or damaged.
+        """
+        file = self._folder / graph.file
+        if not file.is_file():
+            raise ExportFolderError(f"{file} is missing; export again, or copy the whole folder")
+        options = self._options()
+        optimised = self._optimised(graph)
+        if optimised is not None and optimised.is_file():
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            return OnnxSession(self._open(optimised, options), graph, self.name)
+        return OnnxSession(self._make(file, options, optimised), graph, self.name)
+
+    def _make(self, file: Path, options: Any, optimised: Path | None) -> ort.InferenceSession:
+        if optimised is None:
+            return self._open(file, options)
+        partial = optimised.parent.with_name(f".{optimised.parent.name}.{os.getpid()}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        options.optimized_model_filepath = str(partial / optimised.name)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{optimised.name}_data"
+        )
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
+        )
+        try:
+            made = self._open(file, options)
+            os.replace(partial, optimised.parent)
+        except OSError:  # somebody else made it meanwhile, or the disk is full: it is only a cache
+            made = self._open(file, self._options())
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return made
+
+    def _options(self) -> Any:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        return options
+
+    def _open(self, file: Path, options: Any) -> ort.InferenceSession:
+        chosen = [PROVIDERS[self.name]] + ([] if self.name == "cpu" else [CPU])
+        try:
+            return ort.InferenceSession(str(file), options, providers=chosen)
+        except Exception as error:  # ONNX Runtime's exceptions share no class of their own
+            raise ExportFolderError(
+                f"{file} cannot be loaded ({_first_line(error)}); run `fewstep export check "
+                f"{self._folder}`, or export again"
+            ) from error
+
+    def _optimised(self, graph: Graph) -> Path | None:
+        """Where this graph's optimised copy lies; None where none is kept."""
+        if not self._has_cache:
+            return None
+        sums = [self._files[name].sha256 for name in self._names(graph) if name in self._files]
+        if not sums:
+            return None
+        key = key_of(sums, ort.__version__, machine())
+        return cache_folder() / "graphs" / key / "model.onnx"
+
+    def _names(self, graph: Graph) -> tuple[str, ...]:
+        return (graph.file, f"{graph.file}_data")
+
+
+class OnnxSession:
+    """One graph in ONNX Runtime; see `Session`."""
+
+    def __init__(self, session: ort.InferenceSession, graph: Graph, provider: str) -> None:
+        self.graph, self.provider = graph, provider
+        self._session = session
+        self._names = [tensor.name for tensor in graph.outputs]
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """See `Session.run`."""
+        names = self._names if outputs is None else list(outputs)
+        try:
+            found = self._session.run(names, dict(feeds))
+        except Exception as error:
+            raise RuntimeSettingError(
+                f"{self.graph.file} could not be run ({_first_line(error)}); check the size asked "
+                "for, or run `fewstep export check` on the folder"
+            ) from error
+        return dict(zip(names, found, strict=True))
+
+
+def check_provider(provider: str) -> None:
+    """Refuse an engine that is not there.
+
+    Raises:
+        RuntimeSettingError: The name is unknown, or this installation does not have it.
+    """
+    there = available_providers()
+    if provider in there:
+        return
+    if provider not in PROVIDERS:
+        raise RuntimeSettingError(
+            f"provider {provider!r} is unknown; use auto, openvino, {', '.join(PROVIDERS)}"
+        )
+    raise RuntimeSettingError(
+        f"this installation of onnxruntime has no {provider} provider, only {', '.join(there)}; "
+        'install "fewstep[runtime-gpu]" in place of "fewstep[runtime]", or use provider "cpu"'
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

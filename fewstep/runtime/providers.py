@@ -1,0 +1,165 @@
+"""Which engine runs the graphs: the one named, or the fastest of those that are there."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from fewstep.errors import FewstepError, MissingExtraError
+from fewstep.runtime.cache_folder import cache_folder, key_of, machine, write_whole
+from fewstep.runtime.export_folder import ExportFolder
+from fewstep.runtime.manifest import Graph
+from fewstep.runtime.session import Loader
+
+REPEATS = 3
+"""Timed calls per engine after one that is not."""
+SMALL = {"sequence_length": 77, "batch_size": 1, "latent_height": 8, "latent_width": 8}
+SIDE = 32
+"""Latents per side that engines are compared at, unless the graph asks for a multiple."""
+AUTOMATIC = ("tensorrt", "cuda", "openvino", "cpu")
+"""Engines that "auto" compares; the others are used where they are named."""
+
+
+def make_loader(
+    folder: ExportFolder, provider: str, *, threads: int = 0, has_cache: bool = True
+) -> Loader:
+    """The loader of an engine.
+
+    Args:
+        folder: What will be loaded.
+        provider: An engine's name, or "auto".
+        threads: Of one call; 0 takes the engine's choice.
+        has_cache: Whether what can be made again is kept.
+
+    Raises:
+        RuntimeSettingError: The engine is unknown or not there.
+        MissingExtraError: Its package is not installed.
+    """
+    if provider == "auto":
+        provider = _fastest(folder, threads, has_cache)
+    return _named(folder, provider, threads, has_cache)
+
+
+def _named(folder: ExportFolder, provider: str, threads: int, has_cache: bool) -> Loader:
+    if provider == "openvino":
+        if find_spec("openvino") is None:
+            raise MissingExtraError("openvino", "openvino")
+        from fewstep.runtime.openvino_session import OpenVinoLoader
+
+        return OpenVinoLoader(folder.root, threads=threads, has_cache=has_cache)
+    if find_spec("onnxruntime") is None:
+        raise MissingExtraError("onnxruntime", "runtime")
+    from fewstep.runtime.onnx_session import OnnxLoader
+
+    return OnnxLoader(
+        folder.root, folder.manifest.files, provider, threads=threads, has_cache=has_cache
+    )
+
+
+def _fastest(folder: ExportFolder, threads: int, has_cache: bool) -> str:
+    there = candidates()
+    if len(there) == 1:
+        return there[0]
+    choice = _remembered(folder, there, threads) if has_cache else None
+    if choice is not None and choice.is_file():
+        name = json.loads(choice.read_text(encoding="utf-8")).get("provider")
+        if name in there:
+            return str(name)
+    seconds = compare(folder, there, threads)
+    best = min(seconds, key=seconds.__getitem__)
+    if choice is not None:
+        write_whole(choice, json.dumps({"provider": best, "seconds": seconds}, indent=1))
+    return best
+
+
+def candidates() -> list[str]:
+    """Engines that are installed here, of those that are compared."""
+    there: list[str] = []
+    if find_spec("onnxruntime") is not None:
+        from fewstep.runtime.onnx_session import available_providers
+
+        there += available_providers()
+    if find_spec("openvino") is not None:
+        there.append("openvino")
+    if not there:
+        raise MissingExtraError("onnxruntime", "runtime")
+    return [name for name in AUTOMATIC if name in there]
+
+
+def compare(folder: ExportFolder, names: list[str], threads: int) -> dict[str, float]:
+    """Seconds that one call of denoiser and decoder take on each engine.
+
+    An engine that fails is left out; at least one must not.
+    """
+    found: dict[str, float] = {}
+    problem: FewstepError | None = None
+    for name in names:
+        try:
+            found[name] = _seconds(folder, _named(folder, name, threads, has_cache=False))
+        except FewstepError as error:
+            problem = error
+    if not found:
+        assert problem is not None
+        raise problem
+    return found
+
+
+def _seconds(folder: ExportFolder, loader: Loader) -> float:
+    total = 0.0
+    for graph in _compared(folder.manifest.graphs):
+        session = loader.load(graph)
+        feeds = sample_feeds(graph)
+        total += _timed(lambda s=session, f=feeds: s.run(f))
+    return total
+
+
+def _compared(graphs: Mapping[str, Graph]) -> list[Graph]:
+    wanted = ("unet", "transformer", "vae_decoder")
+    return [graphs[name] for name in wanted if name in graphs]
+
+
+def _timed(call: Callable[[], object]) -> float:
+    call()
+    taken = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return median(taken)
+
+
+def sample_feeds(graph: Graph, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+    """Inputs of a plausible size, filled with a seeded noise.
+
+    Args:
+        graph: Whose inputs.
+        sizes: Symbol -> size; others are small.
+    """
+    generator = np.random.default_rng(0)
+    feeds = {}
+    for tensor in graph.inputs:
+        shape = [_side(graph, dim, sizes or {}) for dim in tensor.dims]
+        if tensor.dtype in ("int64", "int32"):
+            feeds[tensor.name] = np.ones(shape, tensor.dtype)
+        else:
+            feeds[tensor.name] = generator.standard_normal(shape).astype(tensor.dtype)
+    return feeds
+
+
+def _side(graph: Graph, dim: str, sizes: Mapping[str, int]) -> int:
+    if dim.isdigit():
+        return int(dim)
+    if dim in sizes:
+        return sizes[dim]
+    multiple = graph.multiples.get(dim, 1)
+    wanted = SMALL.get(dim, SIDE)
+    return max(multiple, wanted // multiple * multiple)
+
+
+def _remembered(folder: ExportFolder, there: list[str], threads: int) -> Path:
+    sums = sorted(stored.sha256 for stored in folder.manifest.files.values())
+    return cache_folder() / "providers" / f"{key_of(sums, there, threads, machine())}.json"

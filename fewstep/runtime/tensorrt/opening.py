@@ -1,0 +1,62 @@
+"""From an export folder to a session: finds the engine that fits this machine."""
+
+import hashlib
+from pathlib import Path
+
+from fewstep.errors import ExportFolderError
+from fewstep.runtime.manifest import Manifest
+from fewstep.runtime.tensorrt.cache import FOLDER, EngineCache, fitting_engine
+from fewstep.runtime.tensorrt.preflight import this_installation
+from fewstep.runtime.tensorrt.session import TensorRtSession
+
+
+def open_session(
+    folder: Path,
+    manifest: Manifest,
+    component: str,
+    *,
+    device: int = 0,
+    cache: Path | None = None,
+    weight_budget_bytes: int | None = None,
+) -> TensorRtSession:
+    """A session over the engine of one component.
+
+    Args:
+        folder: Of the export.
+        manifest: Of the folder.
+        component: A key of `manifest.graphs`.
+        device: GPU.
+        cache: Folder of engines; None is the export folder's own.
+        weight_budget_bytes: GPU memory for weights, where the engine streams them.
+
+    Raises:
+        MissingExtraError: TensorRT or CUDA's bindings are not installed.
+        RuntimeSettingError: No GPU, or no engine for this machine; the message says which one
+            there is.
+        ExportFolderError: The component or its files are missing, or were changed.
+    """
+    if component not in manifest.graphs:
+        raise ExportFolderError(f"{folder} has no {component}; it has {', '.join(manifest.graphs)}")
+    here = this_installation(device)
+    graph = manifest.graphs[component]
+    engines = EngineCache(cache or folder / FOLDER)
+    engine = fitting_engine(engines, component, file_sha256(folder / graph.file), here)
+    return TensorRtSession(
+        engines.plan(engine),
+        contract=graph,
+        device=device,
+        weight_budget_bytes=weight_budget_bytes,
+        weights_from=folder / graph.file if engine.needs_weights else None,
+    )
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        ExportFolderError: It is missing.
+    """
+    if not file.is_file():
+        raise ExportFolderError(f"{file} is missing; export again")
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
