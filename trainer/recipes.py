@@ -74,11 +74,24 @@ def on_digits(
     )
 
 
+# A short trajectory warm start, then matching whose noise levels lean to the noisy end.
 DEFAULT_METHOD = WarmDmd2(
-    warm_start=TrajectoryConfig(num_steps=500, learning_rate=2e-3, teacher_substeps=12),
-    match=MatchConfig(num_steps=200, learning_rate=5e-5, exit="last", tau_shift=3.0),
+    warm_start=TrajectoryConfig(num_steps=150, learning_rate=2e-3, teacher_substeps=4),
+    match=MatchConfig(
+        num_steps=250,
+        learning_rate=6e-4,
+        critic_learning_rate=1e-3,
+        critic_updates=3,
+        critic_warmup=20,
+        tau_shift=3.0,
+    ),
+    warm_share=0.2,
 )
-ONE_STEP_METHOD = DEFAULT_METHOD
+ONE_STEP_METHOD = WarmDmd2(
+    warm_start=TrajectoryConfig(num_steps=150, learning_rate=2e-3, teacher_substeps=8),
+    match=MatchConfig(num_steps=250, tau_shift=3.0, critic_warmup=20),
+    warm_share=0.3,
+)
 
 
 def digits_default(model: str, num_steps: int = 4) -> TrainConfig:

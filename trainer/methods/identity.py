@@ -19,9 +19,9 @@ class IdentityConfig:
 
     num_steps: int = 400
     """Optimizer steps of the student."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     """Student."""
-    critic_learning_rate: float = 4e-4
+    critic_learning_rate: float = 1e-3
     """Critic."""
     critic_updates: int = 1
     """Critic steps per student step."""

@@ -30,7 +30,11 @@ class RealUidMethod(Method):
         equation="alpha (|T - beta/alpha u|^2 - |F - beta/alpha u|^2), gradient through T, F and u",
         deviations="the teacher may be guided; no GAN finetuning; adapters, not full networks",
     )
-    match: MatchConfig = field(default_factory=MatchConfig)
+    match: MatchConfig = field(
+        default_factory=lambda: MatchConfig(
+            learning_rate=3e-4, critic_learning_rate=1e-3, tau_shift=4.0
+        )
+    )
     alpha: float = 0.92
     """Share of the student's samples in the critic's objective; 1 with beta 1 uses no data."""
     beta: float = 0.94

@@ -35,7 +35,7 @@ class Wadi(Method):
     )
     match: MatchConfig = field(
         default_factory=lambda: MatchConfig(
-            learning_rate=1e-3, critic_learning_rate=1e-3, critic_updates=1
+            learning_rate=5e-3, critic_learning_rate=1e-2, critic_updates=1
         )
     )
     null_share: float = 0.1

@@ -29,7 +29,7 @@ class WarmDmd2(Method):
     )
     warm_start: TrajectoryConfig = field(default_factory=TrajectoryConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
-    warm_share: float = 0.7
+    warm_share: float = 0.2
     """Part of a budget that the warm start gets."""
 
     def stages(self, frame: Frame) -> tuple[Stage, ...]:
