@@ -31,7 +31,8 @@ def _initializers(graph: ir.Graph) -> set[ir.Value]:
 
 def _fold_transpose(graph: ir.Graph, node: ir.Node) -> None:
     weight, output = node.inputs[0], node.outputs[0]
-    assert weight is not None and weight.name is not None
+    assert weight is not None
+    assert weight.name is not None
     assert weight.const_value is not None
     attribute = node.attributes.get("perm")
     perm = tuple(attribute.as_ints()) if attribute is not None else None

@@ -56,6 +56,7 @@ def write_folder(
         precision=precision,
         graphs=graphs,
         settings={k: float(v) for k, v in merged.family.settings(merged.pipe).items()},
+        texts=merged.family.texts(merged.pipe),
         licence=merged.recipe.provenance.licence,
         versions=versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -83,6 +83,8 @@ class Part:
 
     def _value(self, port: Port, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
         shape = [int(dim) if dim.isdigit() else sizes[dim] for dim in port.dims]
+        if port.name.endswith("mask"):
+            return torch.ones(shape, dtype=torch.int64)
         if port.kind == "int64":
             return torch.randint(0, max(self.vocabulary, 1), shape, generator=generator)
         dtype = DTYPES.get(port.kind, self.dtype)

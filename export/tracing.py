@@ -67,7 +67,9 @@ def _floor_divide(dividend: Any, divisor: Any) -> Any:
 
     SD3's crop of its position table meets negative numbers at odd numbers of patches.
     """
-    return op.Div(op.Sub(dividend, op.Mod(dividend, divisor)), divisor)
+    rest: Any = op.Mod(dividend, divisor)
+    whole: Any = op.Sub(dividend, rest)
+    return op.Div(whole, divisor)
 
 
 def _dynamic_shapes(part: Part) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def element_type(value: ir.Value) -> ElementType:
     Raises:
         ExportError: It is none that hosts exchange.
     """
-    if value.dtype not in ELEMENT_TYPES:
+    if value.dtype is None or value.dtype not in ELEMENT_TYPES:
         raise ExportError(f"{value.name} has element type {value.dtype}, which no host exchanges")
     return ELEMENT_TYPES[value.dtype]
 

@@ -25,7 +25,9 @@ class _Encoder(nn.Module):
 
     def forward(self, sample: Tensor) -> Tensor:
         found = self.model.encode(sample)
-        return found.latents if hasattr(found, "latents") else found.latent_dist.parameters
+        if hasattr(found, "latent_dist"):
+            return found.latent_dist.parameters
+        return found.latents if hasattr(found, "latents") else found.latent
 
 
 def spatial_factor(model: Any) -> int:

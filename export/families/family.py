@@ -27,6 +27,11 @@ class ExportFamily(ABC):
     def settings(self, pipe: Any) -> dict[str, float]:
         """Numbers its host needs beyond the graphs."""
 
+    def texts(self, pipe: Any) -> dict[str, str]:
+        """Texts its host puts around prompts; none, unless the network has a template."""
+        del pipe
+        return {}
+
 
 def autoencoder_settings(model: Any, factor: int) -> dict[str, float]:
     """Scale and shift around an autoencoder, and its pixels per latent."""

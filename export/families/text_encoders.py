@@ -1,7 +1,9 @@
 """Text encoders as parts: CLIP with or without projection, T5."""
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.export.part import Part, Port
@@ -75,3 +77,19 @@ def t5_part(name: str, model: Any) -> Part:
         sizes={"batch_size": 2, "sequence_length": 11},
         vocabulary=model.config.vocab_size,
     )
+
+
+class _MaskedT5(_T5):
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: Tensor, attention_mask: Tensor
+    ) -> Tensor:
+        dtype = self.model.dtype
+        hidden = (1 - attention_mask).to(dtype)[:, None, None] * torch.finfo(dtype).min
+        return self.model(input_ids, attention_mask=hidden, return_dict=False)[0]
+
+
+def masked_t5_part(name: str, model: Any) -> Part:
+    """A T5 encoder whose padding is masked, as PixArt and Wan call it."""
+    plain = t5_part(name, model)
+    mask = Port("attention_mask", STATE, "int64")
+    return replace(plain, module=_MaskedT5(model), inputs=(*IDS, mask))

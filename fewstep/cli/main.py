@@ -49,6 +49,11 @@ class Train:
     """Make an adapter; the same as `python -m fewstep.trainer` (fewstep train --list)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Make a folder that draws without torch; the same as `python -m fewstep.export`."""
+
+
 VERBS = {
     "demo": Verb(demo.Demo, demo.HELP, demo.run),
     "generate": Verb(generate.Generate, generate.HELP, generate.run),
@@ -105,6 +110,10 @@ def _dispatch(argv: list[str]) -> int:
         from fewstep.trainer.__main__ import main as train
 
         return train(argv[1:])
+    if name == "export":
+        from fewstep.export.__main__ import main as export
+
+        return export(argv[1:])
     if argv[:2] == ["doctor", "train"]:
         from fewstep.trainer.doctor.__main__ import main as doctor_train
 
@@ -129,7 +138,8 @@ def _dispatch(argv: list[str]) -> int:
 
 def _explain(argv: list[str]) -> None:
     """Show the list of verbs (`--help`) or what is wrong with the command line; always exits."""
-    kinds = {"train": Train, **{name: verb.options for name, verb in VERBS.items()}}
+    ours = {name: verb.options for name, verb in VERBS.items()}
+    kinds = {"train": Train, "export": Export, **ours}
     choices = tuple(
         Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)]
         for name, kind in kinds.items()

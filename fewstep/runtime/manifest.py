@@ -102,6 +102,7 @@ class Manifest:
         precision: Of the denoiser.
         graphs: Component name -> its graph; "fused" is the whole pipeline.
         settings: What the family's host needs beyond the graphs (scaling factors, text lengths).
+        texts: What the family's host puts around prompts ("before", "after").
         files: Every other file of the folder.
         measured: What the parity gate found.
         verified: Whether the gate passed; False only where it was overruled.
@@ -116,6 +117,7 @@ class Manifest:
     precision: Precision
     graphs: dict[str, Graph]
     settings: dict[str, float] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
     files: dict[str, StoredFile] = field(default_factory=dict)
     measured: tuple[Measured, ...] = ()
     verified: bool = False

@@ -138,7 +138,7 @@ class OnnxSession:
         """See `Session.run`."""
         names = self._names if outputs is None else list(outputs)
         try:
-            found = self._session.run(names, dict(feeds))
+            found: list[Any] = list(self._session.run(names, dict(feeds)))
         except Exception as error:
             raise RuntimeSettingError(
                 f"{self.graph.file} could not be run ({_first_line(error)}); check the size asked "

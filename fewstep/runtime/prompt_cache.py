@@ -4,8 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
+from fewstep.runtime.hosts.conditions import joined
 from fewstep.runtime.hosts.host import Condition
 
 Encode = Callable[[list[str]], Condition]
@@ -46,8 +45,7 @@ class PromptCache:
             }
             known |= fresh
             self._remember(side, fresh)
-        names = known[prompts[0]]
-        return {name: np.concatenate([known[p][name] for p in prompts]) for name in names}
+        return joined([known[prompt] for prompt in prompts])
 
     def _remember(self, side: str, fresh: dict[str, Condition]) -> None:
         with self._lock:

@@ -112,9 +112,18 @@ def _seconds(folder: ExportFolder, loader: Loader) -> float:
     total = 0.0
     for graph in _compared(folder.manifest.graphs):
         session = loader.load(graph)
-        feeds = sample_feeds(graph)
+        feeds = sample_feeds(graph, _trained_sizes(folder))
         total += _timed(lambda s=session, f=feeds: s.run(f))
     return total
+
+
+def _trained_sizes(folder: ExportFolder) -> dict[str, int]:
+    """Latents of the size the model was trained at, which every graph can do."""
+    settings = folder.manifest.settings
+    side = int(settings.get("sample_size", SIDE))
+    patch = int(settings.get("patch_size", 1))
+    latents = ("height", "width", "latent_height", "latent_width")
+    return {**dict.fromkeys(latents, side), "packed_height_width": (side // patch) ** 2}
 
 
 def _compared(graphs: Mapping[str, Graph]) -> list[Graph]:

@@ -9,6 +9,7 @@ import numpy as np
 from fewstep.errors import GenerationStopped
 from fewstep.noise import NoiseBatch
 from fewstep.recipe import FewStepRecipe
+from fewstep.runtime.hosts.conditions import joined
 from fewstep.runtime.hosts.host import Condition, Host, Size, cast
 from fewstep.runtime.session import Session
 from fewstep.sampling import to_x0
@@ -90,13 +91,10 @@ class Loop:
         session = self.denoisers[planned.expert or 0 if len(self.denoisers) > 1 else 0]
         if guided.unconditional is None:
             return self._call(session, sample, timestep, guided.condition)
-        both = {
-            name: np.concatenate([guided.unconditional[name], value])
-            for name, value in guided.condition.items()
-        }
+        both = joined([guided.unconditional, guided.condition])
         found = self._call(session, np.concatenate([sample, sample]), timestep, both)
         without, with_prompt = np.split(found, 2)
-        return without + np.float32(guided.scale) * (with_prompt - without)
+        return self.host.guide(without, with_prompt, guided.scale)
 
     def _call(
         self, session: Session, sample: np.ndarray, timestep: float, condition: Condition

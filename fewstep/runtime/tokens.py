@@ -1,6 +1,7 @@
 """Prompts to token ids without transformers."""
 
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from tokenizers import Tokenizer
 
 from fewstep.errors import ExportFolderError
 
-USER = 6
-"""Stack depth of whoever called the runtime, for warnings."""
+OURS = str(Path(__file__).resolve().parents[1])
+"""Files below are fewstep's own: a warning points at the first caller elsewhere."""
 ENDLESS = 1_000_000
 """transformers writes a huge model_max_length where a tokenizer has none."""
 
@@ -51,29 +52,72 @@ class PromptTokenizer:
         Returns:
             int64, shape (len(prompts), length).
         """
-        return np.array([self._row(prompt, length) for prompt in prompts], np.int64)
+        return self._padded([self._row(prompt, length, "", "") for prompt in prompts], length)[0]
 
-    def _row(self, prompt: str, length: int) -> list[int]:
-        ids = self._tokenizer.encode(prompt).ids
-        if len(ids) > length:
-            ids = self._cut(prompt, ids, length)
-        return ids + [self._pad] * (length - len(ids))
+    def encode_with_mask(
+        self, prompts: list[str], length: int, *, before: str = "", after: str = ""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids padded on the right to `length`, and 1 where they are not padding.
 
-    def _cut(self, prompt: str, ids: list[int], length: int) -> list[int]:
+        Args:
+            prompts: What to encode.
+            length: Of every row.
+            before: Text in front of every prompt, as the network's template has it.
+            after: Text behind it; lost where the prompt is cut, as in transformers.
+
+        Returns:
+            ids and mask, both int64, shape (len(prompts), length).
+        """
+        return self._padded([self._row(p, length, before, after) for p in prompts], length)
+
+    def encode_longest(
+        self, prompts: list[str], length: int, *, before: str = "", after: str = ""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `encode_with_mask`, but only as wide as the longest row; `length` is the limit."""
+        rows = [self._row(prompt, length, before, after) for prompt in prompts]
+        return self._padded(rows, max(len(row) for row in rows))
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, those that the tokenizer adds included."""
+        return len(self._tokenizer.encode(text).ids)
+
+    def _padded(self, rows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = [row + [self._pad] * (length - len(row)) for row in rows]
+        mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
+        return np.array(ids, np.int64), np.array(mask, np.int64)
+
+    def _row(self, prompt: str, length: int, before: str, after: str) -> list[int]:
+        text = f"{before}{prompt}{after}"
+        ids = self._tokenizer.encode(text).ids
+        if len(ids) <= length:
+            return ids
+        kept, end = self._cut(text, length)
+        lost = prompt[max(end - len(before), 0) :].strip()
+        if lost:
+            warnings.warn(
+                f"the prompt has {len(ids)} tokens and this model reads {length}; cut was: "
+                f"{lost!r}",
+                stacklevel=_levels_to_user(),
+            )
+        return kept
+
+    def _cut(self, text: str, length: int) -> tuple[list[int], int]:
         self._tokenizer.enable_truncation(length)
         try:
-            kept = self._tokenizer.encode(prompt)
+            kept = self._tokenizer.encode(text)
         finally:
             self._tokenizer.no_truncation()
-        end = max((stop for _, stop in kept.offsets), default=0)
-        warnings.warn(
-            f"the prompt has {len(ids)} tokens and this model reads {length}; cut was: "
-            f"{prompt[end:].strip()!r}",
-            stacklevel=USER,
-        )
-        return list(kept.ids)
+        return list(kept.ids), max((stop for _, stop in kept.offsets), default=0)
 
     def _id_of(self, token: Any) -> int:
         content = token.get("content") if isinstance(token, dict) else token
         found = None if content is None else self._tokenizer.token_to_id(content)
         return 0 if found is None else int(found)
+
+
+def _levels_to_user() -> int:
+    """`stacklevel` of the first caller that is not fewstep's own code."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(OURS):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,7 +1,7 @@
 """What a family's host does around the step loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -79,6 +79,10 @@ class Host(ABC):
         """The denoiser's output as latents-shaped prediction; the same unless a family packs."""
         del size
         return output
+
+    def guide(self, without: np.ndarray, with_prompt: np.ndarray, scale: float) -> np.ndarray:
+        """Both sides of guidance as one prediction, shapes as `answer` gives them."""
+        return without + np.float32(scale) * (with_prompt - without)
 
     def unconditional(self, negative: list[str]) -> Condition:
         """Conditions of the other side of guidance."""
@@ -163,9 +167,18 @@ class Host(ABC):
 def cast(value: np.ndarray, session: Session, name: str) -> np.ndarray:
     """A value in the element type an input has."""
     dtype = next(tensor.dtype for tensor in session.graph.inputs if tensor.name == name)
-    return np.ascontiguousarray(value, dtype=dtype)
+    typed = value.astype(dtype)  # a method, so that what records a graph can follow
+    return np.ascontiguousarray(typed) if isinstance(typed, np.ndarray) else typed
 
 
-def repeated(condition: Mapping[str, np.ndarray], count: int) -> Condition:
-    """Every row `count` times, side by side."""
-    return {name: np.repeat(value, count, axis=0) for name, value in condition.items()}
+def per_picture(row: np.ndarray, sample: np.ndarray) -> np.ndarray:
+    """A row (1, ...) repeated for every picture of a batch."""
+    if not isinstance(sample, np.ndarray):  # what records a graph knows its own way
+        return sample.per_picture(row)
+    return np.broadcast_to(row, (sample.shape[0], *row.shape[1:]))
+
+
+def zeros_beside(states: np.ndarray, length: int) -> np.ndarray:
+    """Zeros of `length` tokens beside token states (B, L, D): shape (B, length, D)."""
+    row = np.zeros((1, length, states.shape[-1]), np.float32)
+    return per_picture(row, states).astype(states.dtype)

@@ -1,11 +1,13 @@
 """Stable Diffusion 1.x, 2.x and XL."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from fewstep.runtime.hosts.host import Condition, Host, Size
+from fewstep.runtime.hosts.host import Condition, Host, Size, per_picture
+from fewstep.runtime.manifest import Tensor
 
 CLIP_LENGTH = 77
 
@@ -30,7 +32,7 @@ class StableDiffusionHost(Host):
         feeds = {"sample": sample, "timestep": np.array(timestep, np.float32), **condition}
         if "timestep_cond" in wanted:
             embedded = guidance_embedding(self.recipe.guidance.scale - 1.0, self._embedding_width())
-            feeds["timestep_cond"] = np.repeat(embedded, len(sample), axis=0)
+            feeds["timestep_cond"] = per_picture(embedded, sample)
         return feeds
 
     def _embedding_width(self) -> int:
@@ -71,10 +73,10 @@ class StableDiffusionXlHost(StableDiffusionHost):
     ) -> dict[str, np.ndarray]:
         told = np.array([[size.height, size.width, 0, 0, size.height, size.width]], np.float32)
         feeds = super().feeds(sample, timestep, condition, size)
-        return {**feeds, "time_ids": np.repeat(told, len(sample), axis=0)}
+        return {**feeds, "time_ids": per_picture(told, sample)}
 
 
-def last_but_one(outputs: tuple) -> str:  # pyright: ignore[reportMissingTypeArgument]
+def last_but_one(outputs: Sequence[Tensor]) -> str:
     """Name of the state before the last layer among a text encoder's outputs."""
     states = [t.name for t in outputs if t.name.startswith("hidden_states.")]
     return states[-2]

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fewstep.runtime.hosts.host import Condition, Host, Size
+from fewstep.runtime.hosts.host import Condition, Host, Size, zeros_beside
 from fewstep.runtime.hosts.stable_diffusion import last_but_one
 
 T5_LENGTH = 256
@@ -36,7 +36,7 @@ class StableDiffusion3Host(Host):
     def _t5(self, prompts: list[str], clip: np.ndarray) -> np.ndarray:
         length = self.recipe.base.max_sequence_length or T5_LENGTH
         if "text_encoder_3" not in self.manifest.graphs:
-            return np.zeros((len(prompts), length, clip.shape[-1]), clip.dtype)
+            return zeros_beside(clip, length)
         ids = self.parts.tokenizer("tokenizer_3").encode(prompts, length)
         session = self.parts.session("text_encoder_3")
         return session.run({"input_ids": ids})["last_hidden_state"]

@@ -1,0 +1,1 @@
+"""The whole few-step pipeline as one graph."""

@@ -1,0 +1,137 @@
+"""Sessions, tokenizers and noise that record: what a host asks for becomes a part of a graph."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from fewstep.errors import ExportError
+from fewstep.export.fused.graph_array import GraphArray
+from fewstep.export.fused.numpy_functions import as_graph
+from fewstep.export.fused.recorder import FREE, Recorder
+from fewstep.runtime.manifest import Graph
+from fewstep.runtime.session import Feeds
+
+INNER = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+class RecordedSession:
+    """A component's graph, copied into the fused one at every call; its weights are shared.
+
+    Args:
+        recorder: Of the fused graph.
+        name: The component, before the names of its weights.
+        graph: Its manifest entry.
+        file: Its ONNX file.
+    """
+
+    provider = "recorded"
+
+    def __init__(self, recorder: Recorder, name: str, graph: Graph, file: Path) -> None:
+        self.graph = graph
+        self._recorder, self._name = recorder, name
+        self._model = ir.load(file)
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """See `Session.run`; gives GraphArrays."""
+        given: dict[str, Any] = {
+            name: as_graph(self._recorder, value) for name, value in feeds.items()
+        }
+        values = self._copied(given, set(outputs or [t.name for t in self.graph.outputs]))
+        sizes = _sizes(self.graph, given)
+        found: dict[str, Any] = {}
+        for tensor in self.graph.outputs:
+            if tensor.name in values:
+                shape = [_size(dim, sizes) for dim in tensor.dims]
+                found[tensor.name] = GraphArray(
+                    self._recorder, values[tensor.name], shape, tensor.dtype
+                )
+        return found
+
+    def _copied(self, given: dict[str, GraphArray], wanted: set[str]) -> dict[str, ir.Value]:
+        graph, known = self._model.graph, dict[ir.Value, ir.Value]()
+        for value in graph.inputs:
+            known[value] = given[str(value.name)].value
+        for name, value in graph.initializers.items():
+            known[value] = self._recorder.weight(f"{self._name}.{name}", value.const_value)
+        for node in _needed(graph, wanted):
+            inputs = [None if v is None else known[v] for v in node.inputs]
+            copies = self._recorder.node(
+                node.op_type,
+                inputs,
+                list(node.attributes.values()),
+                domain=node.domain,
+                num_outputs=len(node.outputs),
+            )
+            for old, new in zip(node.outputs, copies, strict=True):
+                new.type, new.shape = old.type, old.shape  # ranks are read when folding
+                known[old] = new
+        return {str(v.name): known[v] for v in graph.outputs if v.name in wanted}
+
+
+def _needed(graph: ir.Graph, wanted: set[str]) -> list[ir.Node]:
+    """Nodes that the wanted outputs depend on, in order."""
+    waiting = [value for value in graph.outputs if value.name in wanted]
+    needed: set[ir.Node] = set()
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or node in needed:
+            continue
+        if any(a.type in INNER for a in node.attributes.values()):
+            raise ExportError(f"{node.op_type} holds a graph of its own, which cannot be fused")
+        needed.add(node)
+        waiting += [value for value in node.inputs if value is not None]
+    return [node for node in graph if node in needed]
+
+
+def _sizes(graph: Graph, given: dict[str, GraphArray]) -> dict[str, int]:
+    return {
+        dim: size
+        for tensor in graph.inputs
+        for dim, size in zip(tensor.dims, given[tensor.name].shape, strict=True)
+        if not dim.isdigit()
+    }
+
+
+def _size(dim: str, sizes: dict[str, int]) -> int:
+    if dim.isdigit():
+        return int(dim)
+    name, *rest = dim.split()
+    size = sizes[name]
+    if not rest or size == FREE:
+        return size
+    operator, number = rest
+    return size * int(number) if operator == "*" else size // int(number)
+
+
+class RecordedTokenizer:
+    """Token ids are an input of the graph."""
+
+    def __init__(self, recorder: Recorder, name: str, max_length: int | None) -> None:
+        self._recorder, self._name, self.max_length = recorder, name, max_length
+
+    def encode(self, prompts: list[str], length: int) -> Any:
+        """The input, shape (batch, length)."""
+        del prompts
+        name = self._name.replace("tokenizer", "input_ids")
+        value = self._recorder.input(name, ir.DataType.INT64, (FREE, length))
+        return GraphArray(self._recorder, value, (FREE, length), np.int64)
+
+
+class RecordedNoise:
+    """Every draw is a slice of one input, shape (batch, draws, C, h, w)."""
+
+    def __init__(self, recorder: Recorder, draws: int, shape: Sequence[int]) -> None:
+        whole = (FREE, draws, *shape)
+        value = recorder.input("noise", ir.DataType.FLOAT, whole)
+        self._noise = GraphArray(recorder, value, whole, np.float32)
+        self._next = 0
+
+    def draw(self, shape: Sequence[int]) -> Any:
+        """The next draw, shape (batch, C, h, w)."""
+        assert tuple(shape) == self._noise.shape[2:]
+        drawn = self._noise[:, self._next]
+        self._next += 1
+        return drawn

@@ -1,0 +1,80 @@
+"""`python -m fewstep.export onnx`: a pipeline becomes a folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+HELP = """\
+Export a few-step pipeline to ONNX: one folder that any machine can draw from, without torch.
+
+The adapter is merged into the base (and the merge is checked), every component becomes a graph with
+free batch, height, width and sequence, and tokenizers, scheduler and recipe go beside them. The
+folder has the layout of Optimum's ORTDiffusionPipeline; fewstep.runtime draws by the recipe.
+
+Before the folder is put in its place, every graph is compared with the network it was made from.
+
+Examples:
+  fewstep export onnx --base digits-sd3 --adapter student.safetensors --out exported
+  fewstep export onnx --base my-sdxl/ --adapter lightning.safetensors --precision fp16 --out sdxl
+  fewstep export onnx --base digits-sd3 --adapter student.safetensors --fused --out exported"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnnxOptions:
+    """Export a pipeline to ONNX graphs."""
+
+    base: str
+    """Pipeline folder, hub id, digits-sd3 or digits-sd15."""
+    out: Path
+    """Folder to write; appears when everything in it is whole."""
+    adapter: str | None = None
+    """The few-step LoRA; none if the base is few-step already."""
+    recipe: Path | None = None
+    """Recipe file to use in place of the adapter's."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """Of the graphs; int8 and int4 are made from an fp32 folder by `quantize`."""
+    opset: int = 18
+    """18 suits ONNX Runtime; 23 has attention as one operator, for TensorRT and CUDA."""
+    fused: bool = False
+    """Also write the whole pipeline as one graph: token ids and noise in, picture out."""
+    fused_steps: int | None = None
+    """Step count of the fused graph; the recipe's own where none is given."""
+    overwrite: bool = False
+    """Replace what is in --out."""
+    force: bool = False
+    """Publish even if a graph differs from its network more than it should."""
+
+
+def run(options: OnnxOptions, console: Console) -> None:
+    """Export, check, publish."""
+    from fewstep.cli.bases import resolve_base
+    from fewstep.export.gate import check_graphs
+    from fewstep.export.merging import load_merged
+    from fewstep.export.onnx_folder import write_folder, write_manifest
+    from fewstep.export.writing import whole_folder
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("loading", total=None)
+
+        def tell(what: str) -> None:
+            progress.update(task, description=what)
+
+        with whole_folder(options.out, overwrite=options.overwrite) as folder:
+            merged = load_merged(resolve_base(options.base), options.adapter, options.recipe)
+            manifest = write_folder(
+                merged, folder, opset=options.opset, precision=options.precision, progress=tell
+            )
+            manifest = check_graphs(merged, folder, manifest, force=options.force, progress=tell)
+            if options.fused:
+                from fewstep.export.fused.fusing import add_fused
+                from fewstep.export.fused.verifying import verify_fused
+
+                tell("fused graph")
+                manifest = add_fused(folder, manifest, merged.recipe, options.fused_steps)
+                manifest = verify_fused(folder, write_manifest(folder, manifest))
+            write_manifest(folder, manifest)
+    console.print(f"wrote {options.out}: {', '.join(manifest.graphs)}", highlight=False)

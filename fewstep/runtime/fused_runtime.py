@@ -1,0 +1,96 @@
+"""FusedRuntime: the one-graph form of an export folder. One call of the engine per batch.
+
+Fixed at export: step count and size. What it draws is what FewStepRuntime draws, pixel by pixel.
+"""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fewstep.errors import RuntimeSettingError
+from fewstep.noise import NoiseBatch
+from fewstep.runtime.export_folder import ExportFolder
+from fewstep.runtime.few_step_runtime import RuntimeOutput
+from fewstep.runtime.hosts.host import Size
+from fewstep.runtime.manifest import Graph
+from fewstep.runtime.providers import make_loader
+from fewstep.runtime.request import make_request
+from fewstep.runtime.session import Session
+
+NAME = "fused"
+
+
+class FusedRuntime:
+    """The whole pipeline as one graph; made by `load`. Calls are safe from several threads."""
+
+    def __init__(self, folder: ExportFolder, session: Session) -> None:
+        self.folder = folder
+        self._session = session
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, provider: str = "cpu", threads: int = 0, has_cache: bool = True
+    ) -> "FusedRuntime":
+        """Open a folder that was exported with --fused.
+
+        Args:
+            folder: The export folder.
+            provider: As `FewStepRuntime.load`.
+            threads: Of the call; 0 takes the engine's choice.
+            has_cache: Whether the optimised graph is kept for the next start.
+
+        Raises:
+            ExportFolderError: The folder is damaged.
+            RuntimeSettingError: It has no fused graph.
+        """
+        opened = ExportFolder.open(folder)
+        graph = fused_graph(opened)
+        loader = make_loader(opened, provider, threads=threads, has_cache=has_cache)
+        return cls(opened, loader.load(graph))
+
+    def __call__(
+        self, prompt: str | Sequence[str], *, seed: int | Sequence[int] = 0, num_images: int = 1
+    ) -> RuntimeOutput:
+        """Draw; see `FewStepRuntime.__call__`."""
+        height, width = self._session.graph.outputs[0].dims[1:3]
+        request = make_request(
+            prompt,
+            None,
+            seed=seed,
+            steps=None,
+            size=Size(int(height), int(width)),
+            num_images=num_images,
+        )
+        feeds = self._feeds(list(request.prompts), request.seeds)
+        return RuntimeOutput(self._session.run(feeds)["images"], request.seeds)
+
+    def _feeds(self, prompts: list[str], seeds: Sequence[int]) -> dict[str, np.ndarray]:
+        feeds = {}
+        for tensor in self._session.graph.inputs:
+            shape = [int(dim) for dim in tensor.dims[1:]]
+            if tensor.name == "noise":
+                stream = NoiseBatch(seeds)
+                draws = [stream.draw(shape[1:]) for _ in range(shape[0])]
+                feeds[tensor.name] = np.stack(draws, axis=1)
+                continue
+            name = tensor.name.replace("input_ids", "tokenizer")
+            with self._lock:  # cutting a long prompt changes the tokenizer for a moment
+                feeds[tensor.name] = self.folder.tokenizer(name).encode(prompts, shape[0])
+        return feeds
+
+
+def fused_graph(folder: ExportFolder) -> Graph:
+    """The fused graph of a folder.
+
+    Raises:
+        RuntimeSettingError: It was exported without one.
+    """
+    graph = folder.manifest.graphs.get(NAME)
+    if graph is None:
+        raise RuntimeSettingError(
+            f"{folder.root} has no fused graph; export with --fused, or use FewStepRuntime"
+        )
+    return graph

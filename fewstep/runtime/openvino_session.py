@@ -1,0 +1,86 @@
+"""Graphs on OpenVINO, which reads the same ONNX files."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from fewstep.errors import ExportFolderError, RuntimeSettingError
+from fewstep.runtime.cache_folder import cache_folder
+from fewstep.runtime.manifest import Graph
+from fewstep.runtime.session import Feeds, Session
+
+
+class OpenVinoLoader:
+    """Loads graphs with OpenVINO on the processor.
+
+    Args:
+        folder: The export folder.
+        threads: Of one call; 0 takes OpenVINO's choice.
+        has_cache: Whether compiled graphs are kept for the next start.
+    """
+
+    name = "openvino"
+
+    def __init__(self, folder: Path, *, threads: int = 0, has_cache: bool = True) -> None:
+        self._folder = folder
+        self._core = ov.Core()
+        # float32 throughout: the processor's own choice may be half precision, another picture
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        if has_cache:
+            settings["CACHE_DIR"] = str(cache_folder() / "openvino")
+        self._settings = settings
+
+    def load(self, graph: Graph) -> Session:
+        """Compile one graph.
+
+        Raises:
+            ExportFolderError: The file is missing, or OpenVINO cannot read it.
+        """
+        file = self._folder / graph.file
+        if not file.is_file():
+            raise ExportFolderError(f"{file} is missing; export again, or copy the whole folder")
+        try:
+            compiled = self._core.compile_model(str(file), "CPU", self._settings)
+        except RuntimeError as error:
+            raise ExportFolderError(
+                f"OpenVINO cannot load {file} ({_first_line(error)}); use provider cpu"
+            ) from error
+        return OpenVinoSession(compiled, graph)
+
+
+class OpenVinoSession:
+    """One graph in OpenVINO; see `Session`. Each thread has a request of its own."""
+
+    provider = "openvino"
+
+    def __init__(self, compiled: Any, graph: Graph) -> None:
+        self.graph = graph
+        self._compiled, self._local = compiled, threading.local()
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """See `Session.run`; every output is computed."""
+        if not hasattr(self._local, "request"):
+            self._local.request = self._compiled.create_infer_request()
+        try:
+            found = self._local.request.infer(dict(feeds), share_inputs=True, share_outputs=False)
+        except RuntimeError as error:
+            raise RuntimeSettingError(
+                f"{self.graph.file} could not be run ({_first_line(error)}); check the size"
+            ) from error
+        names = [tensor.name for tensor in self.graph.outputs]
+        values = dict(zip(names, found.values(), strict=True))
+        return {name: values[name] for name in (outputs or names)}
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
