@@ -18,6 +18,8 @@ DISTRIBUTIONS = {
     "prometheus_client": "prometheus-client",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
+    "cuda": "cuda-bindings",
+    "tensorrt": "tensorrt-cu13",
 }
 """Import names that differ from the name on the package index (or share its start)."""
 

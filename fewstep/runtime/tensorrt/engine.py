@@ -4,7 +4,7 @@ Engine build and run are not verified on this release (docs/tensorrt.md).
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ ELEMENT_TYPES: dict[str, ElementType] = {
     "BOOL": "bool",
 }
 """TensorRT's names of element types -> ours."""
+TRANSPOSED = "::T"
+"""End of the name of a weight that the exporter stored transposed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def load_engine(plan: bytes, *, weight_budget_bytes: int | None = None) -> Loade
     trt = library()
 
     log = make_log()
-    runtime = trt.Runtime(log)
+    runtime = started(trt.Runtime, log)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise RuntimeSettingError(
@@ -77,6 +79,26 @@ def load_engine(plan: bytes, *, weight_budget_bytes: int | None = None) -> Loade
             "it with --weight-streaming, or give no budget"
         )
     return LoadedEngine(engine, runtime, log)
+
+
+def started(factory: Callable[[LogBase], Any], log: LogBase) -> Any:
+    """Make one of TensorRT's roots.
+
+    Args:
+        factory: `trt.Builder` or `trt.Runtime`.
+        log: From `make_log`.
+
+    Raises:
+        RuntimeSettingError: Its libraries could not start.
+    """
+    try:
+        return factory(log)
+    except TypeError as error:  # how the bindings say that the library gave them nothing
+        reasons = "; ".join(log.errors) or str(error)
+        raise RuntimeSettingError(
+            f"TensorRT's libraries did not start ({reasons}); see that the GPU's driver works "
+            "(nvidia-smi) and that all TensorRT packages have one version"
+        ) from None
 
 
 def make_log() -> Any:
@@ -205,15 +227,18 @@ def refit_from_onnx(loaded: LoadedEngine, file: Path) -> None:
 
 
 def refit(
-    loaded: LoadedEngine, weights: Mapping[str, NDArray[Any]], stream: int | None = None
-) -> None:
-    """Replace weights by name.
+    loaded: LoadedEngine, weights: Mapping[str, NDArray[Any]], stream: int
+) -> dict[str, NDArray[Any]]:
+    """Replace weights by the names of their parameters.
 
     Args:
         loaded: Built with these weights marked refittable.
-        weights: Name in the ONNX file -> new values, in the element type the engine has.
-        stream: CUDA stream to work on; the weights must stay alive until it is synchronised. None
-            works at once.
+        weights: Parameter -> new values, in the element type the engine has. Where the graph
+            stores a parameter transposed ("NAME::T"), it is transposed here.
+        stream: CUDA stream to work on.
+
+    Returns:
+        The arrays TensorRT reads; keep them until the stream is synchronised.
 
     Raises:
         RuntimeSettingError: A name is unknown or fixed, or type or size differ.
@@ -221,15 +246,9 @@ def refit(
     trt = library()
 
     refitter = trt.Refitter(loaded.engine, loaded.log)
-    known = set(refitter.get_all_weights())
-    for name, values in weights.items():
-        if name not in known:
-            raise RuntimeSettingError(
-                f"the engine has no refittable weight {name}; build it with --refit and an adapter "
-                "that changes this weight"
-            )
+    arrays = stored_weights(weights, set(refitter.get_all_weights()))
+    for name, array in arrays.items():
         prototype = refitter.get_weights_prototype(name)
-        array = np.ascontiguousarray(values)
         if array.size != prototype.size or array.nbytes != prototype.nbytes:
             raise RuntimeSettingError(
                 f"weight {name} has {array.size} values in {array.nbytes} bytes and the engine "
@@ -239,6 +258,34 @@ def refit(
         if not refitter.set_named_weights(name, new, trt.TensorLocation.HOST):
             raise RuntimeSettingError(f"TensorRT refused the new values of {name}")
     _finish(refitter, stream)
+    return arrays
+
+
+def stored_weights(
+    weights: Mapping[str, NDArray[Any]], known: Collection[str]
+) -> dict[str, NDArray[Any]]:
+    """Weights by the names of the graph, contiguous.
+
+    Args:
+        weights: Parameter -> values.
+        known: Names in the engine.
+
+    Raises:
+        RuntimeSettingError: A parameter is under neither of its names.
+    """
+    found = {}
+    for name, values in weights.items():
+        transposed = f"{name}{TRANSPOSED}"
+        if name not in known and transposed not in known:
+            raise RuntimeSettingError(
+                f"the engine has no refittable weight {name}; build it with --refit and an adapter "
+                "that changes this weight"
+            )
+        if name in known:
+            found[name] = np.ascontiguousarray(values)
+        if transposed in known:
+            found[transposed] = np.ascontiguousarray(values.T)
+    return found
 
 
 def _finish(refitter: Refitter, stream: int | None) -> None:

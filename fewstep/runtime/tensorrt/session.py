@@ -155,7 +155,7 @@ class TensorRtSession:
         return outputs
 
     def refit(self, weights: Mapping[str, NDArray[Any]]) -> None:
-        """Replace weights by their names in the ONNX file; recorded graphs are dropped.
+        """Replace weights by the names of their parameters; recorded graphs are dropped.
 
         Raises:
             RuntimeSettingError: See `engine.refit`.
@@ -163,8 +163,9 @@ class TensorRtSession:
         with self._lock:
             cuda.use_device(self._device)
             self._stream.wait()
-            engine.refit(self._loaded, weights, self._stream.handle)
+            kept = engine.refit(self._loaded, weights, self._stream.handle)
             self._stream.wait()
+            del kept  # only now has TensorRT read them
             for prepared in self._prepared.values():
                 drop_graphs(prepared)
 

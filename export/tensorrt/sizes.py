@@ -1,0 +1,153 @@
+"""Which sizes an engine is built for: one range per symbol of a graph."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fewstep.errors import ExportError
+from fewstep.runtime.manifest import Graph, Manifest
+
+CLIP_LENGTH = 77
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRange:
+    """Smallest, usual and largest value of a symbol."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise ExportError(
+                f"a range is {self}, wanted MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, such as 1:1:4"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSize:
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+
+def parse_range(text: str) -> SizeRange:
+    """Read "1:1:4", or "2" for a fixed size.
+
+    Raises:
+        ExportError: It is neither.
+    """
+    parts = text.split(":")
+    if len(parts) not in (1, 3) or not all(part.isdigit() for part in parts):
+        raise ExportError(f"a range is {text!r}, wanted MIN:OPT:MAX or one number, such as 1:1:4")
+    numbers = [int(part) for part in parts]
+    return SizeRange(*numbers) if len(numbers) == 3 else SizeRange(*numbers * 3)
+
+
+def parse_named_range(text: str) -> tuple[str, SizeRange]:
+    """Read "sequence_length=77:77:256".
+
+    Raises:
+        ExportError: There is no name or no range.
+    """
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise ExportError(
+            f"--range is {text!r}, wanted SYMBOL=MIN:OPT:MAX, such as sequence_length=77:77:256"
+        )
+    return name, parse_range(value)
+
+
+def parse_picture_size(text: str) -> PictureSize:
+    """Read "1024x768", width first.
+
+    Raises:
+        ExportError: It is not two numbers.
+    """
+    match = re.fullmatch(r"(\d+)[x*](\d+)", text.strip().lower())
+    if match is None:
+        raise ExportError(f"--size is {text!r}, wanted WIDTHxHEIGHT in pixels, such as 1024x1024")
+    return PictureSize(int(match[1]), int(match[2]))
+
+
+def symbol_ranges(
+    manifest: Manifest,
+    component: str,
+    *,
+    sizes: tuple[PictureSize, ...],
+    batch: SizeRange,
+    stated: Mapping[str, SizeRange],
+) -> dict[str, SizeRange]:
+    """A range for every symbol of a component's graph, as narrow as the request allows.
+
+    Args:
+        manifest: Of the folder.
+        component: A key of its graphs.
+        sizes: Pictures the engine must draw; the first is what kernels are chosen for.
+        batch: Pictures at once.
+        stated: Symbol, or "component.symbol", -> range; wins over what would be derived.
+
+    Returns:
+        Symbol -> range, all divisible by the graph's multiples.
+
+    Raises:
+        ExportError: A symbol has no derivation and no stated range, or a size is not divisible.
+    """
+    graph = manifest.graphs[component]
+    derived = _derived(manifest, sizes) | {"batch_size": batch}
+    ranges = {}
+    for symbol in graph.symbols:
+        found = stated.get(f"{component}.{symbol}") or stated.get(symbol) or derived.get(symbol)
+        if found is None:
+            raise ExportError(
+                f"{component} has size {symbol}, which is not derived from --size; give it: "
+                f"--range {symbol}=MIN:OPT:MAX"
+            )
+        _check_multiple(graph, component, symbol, found)
+        ranges[symbol] = found
+    return ranges
+
+
+def _derived(manifest: Manifest, sizes: tuple[PictureSize, ...]) -> dict[str, SizeRange]:
+    factor = int(manifest.settings.get("vae_scale_factor", 8))
+    widths, heights = [s.width for s in sizes], [s.height for s in sizes]
+    for pixels in (*widths, *heights):
+        if pixels % factor:
+            raise ExportError(
+                f"--size has {pixels} pixels, wanted a multiple of {factor}; the nearest is "
+                f"{max(1, round(pixels / factor)) * factor}"
+            )
+    latent_heights, latent_widths = [h // factor for h in heights], [w // factor for w in widths]
+    packed = [(h // 2) * (w // 2) for h, w in zip(latent_heights, latent_widths, strict=True)]
+    text = int(manifest.settings.get("tokenizer_max_length", CLIP_LENGTH))
+    longest = text + int(manifest.settings.get("max_sequence_length", 0))
+    return {
+        "height": _span(latent_heights),
+        "width": _span(latent_widths),
+        "latent_height": _span(latent_heights),
+        "latent_width": _span(latent_widths),
+        "sample_height": _span(heights),
+        "sample_width": _span(widths),
+        "packed_height_width": _span(packed),
+        "sequence_length": SizeRange(text, text, longest),
+        "step": SizeRange(1, 1, 1),
+    }
+
+
+def _span(values: list[int]) -> SizeRange:
+    return SizeRange(min(values), values[0], max(values))
+
+
+def _check_multiple(graph: Graph, component: str, symbol: str, found: SizeRange) -> None:
+    multiple = graph.multiples.get(symbol, 1)
+    for value in (found.min, found.opt, found.max):
+        if value % multiple:
+            raise ExportError(
+                f"{symbol} of {component} is {value}, wanted a multiple of {multiple}; the next is "
+                f"{-(-value // multiple) * multiple}"
+            )
