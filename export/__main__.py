@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 from fewstep.errors import FewstepError
-from fewstep.export import onnx_command
+from fewstep.export import feeds_command, onnx_command
 from fewstep.extras import missing_extra
 
 USER_ERROR = 2
@@ -31,6 +31,7 @@ class Verb:
 
 VERBS = {
     "onnx": Verb(onnx_command.OnnxOptions, onnx_command.HELP, onnx_command.run),
+    "feeds": Verb(feeds_command.FeedsOptions, feeds_command.HELP, feeds_command.run),
 }
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
 

@@ -1,11 +1,10 @@
 """`fewstep generate`: draw pictures with a base and a few-step adapter."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes
@@ -13,9 +12,9 @@ from tyro.conf import OmitArgPrefixes
 from fewstep import __version__
 from fewstep.cli.bases import resolve_base
 from fewstep.cli.output import Output, OutputOptions
+from fewstep.cli.picture_folder import PictureFolder
 from fewstep.errors import ConfigError, PipelineError
 from fewstep.noise import MAX_SEED, image_seeds
-from fewstep.recipe import METADATA_KEY
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,7 +35,6 @@ Examples:
       --adapter lcm.safetensors --recipe lcm.json --prompt "a lighthouse" --size 512x768"""
 
 SIZE = re.compile(r"[1-9]\d*x[1-9]\d*")
-NUMBER = re.compile(r"(\d+)-seed\d+\.png")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,38 +167,3 @@ def _draw(
         return pipeline(prompt=list(prompts), seed=seeds, height=height, width=width).images
     except ValueError as error:  # diffusers knows which sizes a pipeline can draw
         raise ConfigError(f"--size {size} was refused: {error}") from error
-
-
-class PictureFolder:
-    """Saves pictures under running numbers, after those the folder already holds.
-
-    Args:
-        folder: Made if missing.
-        recipe_json: Goes into every PNG beside the picture's own facts.
-    """
-
-    def __init__(self, folder: Path, recipe_json: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._recipe_json = recipe_json
-        taken = (NUMBER.match(path.name) for path in folder.iterdir())
-        self._next = 1 + max((int(match[1]) for match in taken if match), default=-1)
-        self.saved: list[dict[str, Any]] = []
-        """File, prompt and seed of every picture so far."""
-
-    @property
-    def names(self) -> list[str]:
-        """Paths of the saved files."""
-        return [picture["file"] for picture in self.saved]
-
-    def save(self, image: "Image", facts: dict[str, Any]) -> None:
-        """Write one PNG with its facts as text metadata ("fewstep" and "fewstep.recipe")."""
-        from PIL.PngImagePlugin import PngInfo
-
-        text = PngInfo()
-        text.add_itxt("fewstep", json.dumps(facts))
-        text.add_itxt(METADATA_KEY, self._recipe_json)
-        path = self._folder / f"{self._next:04d}-seed{facts['seed']}.png"
-        image.save(path, pnginfo=text)
-        self._next += 1
-        self.saved.append({"file": str(path), "prompt": facts["prompt"], "seed": facts["seed"]})

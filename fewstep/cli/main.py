@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, Union
 import tyro
 
 from fewstep import __version__
-from fewstep.cli import convert, demo, doctor, evaluate, generate, grid, inspect, solver, zoo
+from fewstep.cli import convert, demo, doctor, draw, evaluate, generate, grid, inspect, solver, zoo
 from fewstep.cli.output import Output
 from fewstep.errors import FewstepError
 from fewstep.extras import missing_extra
@@ -57,6 +57,7 @@ class Export:
 VERBS = {
     "demo": Verb(demo.Demo, demo.HELP, demo.run),
     "generate": Verb(generate.Generate, generate.HELP, generate.run),
+    "draw": Verb(draw.Draw, draw.HELP, draw.run),
     "inspect": Verb(inspect.Inspect, inspect.HELP, inspect.run),
     "eval": Verb(evaluate.Evaluate, evaluate.HELP, evaluate.run),
     "convert": Verb(convert.Convert, convert.HELP, convert.run),

@@ -3,7 +3,6 @@
 Fixed at export: step count and size. What it draws is what FewStepRuntime draws, pixel by pixel.
 """
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,9 +25,7 @@ class FusedRuntime:
     """The whole pipeline as one graph; made by `load`. Calls are safe from several threads."""
 
     def __init__(self, folder: ExportFolder, session: Session) -> None:
-        self.folder = folder
-        self._session = session
-        self._lock = threading.Lock()
+        self.folder, self._session = folder, session
 
     @classmethod
     def load(
@@ -64,22 +61,32 @@ class FusedRuntime:
             size=Size(int(height), int(width)),
             num_images=num_images,
         )
-        feeds = self._feeds(list(request.prompts), request.seeds)
+        graph = self._session.graph
+        feeds = fused_feeds(self.folder, graph, request.prompts, request.seeds)
         return RuntimeOutput(self._session.run(feeds)["images"], request.seeds)
 
-    def _feeds(self, prompts: list[str], seeds: Sequence[int]) -> dict[str, np.ndarray]:
-        feeds = {}
-        for tensor in self._session.graph.inputs:
-            shape = [int(dim) for dim in tensor.dims[1:]]
-            if tensor.name == "noise":
-                stream = NoiseBatch(seeds)
-                draws = [stream.draw(shape[1:]) for _ in range(shape[0])]
-                feeds[tensor.name] = np.stack(draws, axis=1)
-                continue
+
+def fused_feeds(
+    folder: ExportFolder, graph: Graph, prompts: Sequence[str], seeds: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Inputs of a fused graph: token ids of each text encoder, and every draw of noise.
+
+    Args:
+        folder: Its tokenizers.
+        graph: Says the lengths and the number of draws.
+        prompts: One per picture.
+        seeds: Likewise.
+    """
+    feeds = {}
+    for tensor in graph.inputs:
+        shape = [int(dim) for dim in tensor.dims[1:]]
+        if tensor.name == "noise":
+            stream = NoiseBatch(seeds)
+            feeds[tensor.name] = np.stack([stream.draw(shape[1:]) for _ in range(shape[0])], 1)
+        else:
             name = tensor.name.replace("input_ids", "tokenizer")
-            with self._lock:  # cutting a long prompt changes the tokenizer for a moment
-                feeds[tensor.name] = self.folder.tokenizer(name).encode(prompts, shape[0])
-        return feeds
+            feeds[tensor.name] = folder.tokenizer(name).encode(list(prompts), shape[0])
+    return feeds
 
 
 def fused_graph(folder: ExportFolder) -> Graph:

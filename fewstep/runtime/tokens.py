@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class PromptTokenizer:
             raise ExportFolderError(
                 f"the tokenizer in {folder} cannot be read ({error}); export again"
             ) from error
+        self._lock = threading.Lock()  # cutting a prompt changes the tokenizer for a moment
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         length = config.get("model_max_length") or ENDLESS

@@ -1,0 +1,202 @@
+"""Time, start-up and memory of the runtime against diffusers, side by side.
+
+    python benchmarks/runtime.py                       the digits pipeline
+    python benchmarks/runtime.py --model sd15          a random pipeline of SD 1.5's size at 256 px
+    python benchmarks/runtime.py --compile             torch.compile beside them (compiles first)
+    OPTIMUM_PYTHON=venv/bin/python python benchmarks/runtime.py     Optimum's pipeline too
+
+Every arrangement draws the same four-step picture from the same prompt; arrangements take turns in
+every round, and ratios are of medians of wall time. Cold starts and resident memory are measured in
+fresh processes that import, load and draw one picture.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from fewstep.export.__main__ import main as export  # noqa: E402
+from fewstep.pipeline import FewStepPipeline  # noqa: E402
+from fewstep.recipe import SIDECAR_NAME  # noqa: E402
+from fewstep.runtime.few_step_runtime import FewStepRuntime  # noqa: E402
+from fewstep.runtime.fused_runtime import FusedRuntime  # noqa: E402
+
+PROMPT = "a handwritten seven"
+Draw = Callable[[], np.ndarray]
+COLD = {
+    "diffusers": (
+        "from fewstep.pipeline import FewStepPipeline\n"
+        "pipe = FewStepPipeline.from_pretrained({base!r}, adapter={adapter!r}, probe=False)\n"
+        "pipe({prompt!r}, seed=1).images[0].tobytes()\n"
+    ),
+    "runtime": (
+        "from fewstep.runtime.few_step_runtime import FewStepRuntime\n"
+        "FewStepRuntime.load({folder!r}, provider='cpu')({prompt!r}, seed=1).pixels.tobytes()\n"
+    ),
+    "fused": (
+        "from fewstep.runtime.fused_runtime import FusedRuntime\n"
+        "FusedRuntime.load({folder!r})({prompt!r}, seed=1).pixels.tobytes()\n"
+    ),
+}
+PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+OPTIMUM = """
+import json, sys, time
+import torch
+from optimum.onnxruntime import ORTDiffusionPipeline
+folder, repeats = sys.argv[1], int(sys.argv[2])
+pipe = ORTDiffusionPipeline.from_pretrained(folder, export=False, use_io_binding=False)
+pipe.set_progress_bar_config(disable=True)
+taken = []
+for _ in range(repeats + 1):
+    start = time.perf_counter()
+    pipe("{prompt}", num_inference_steps=4, guidance_scale={scale})
+    taken.append(time.perf_counter() - start)
+print(json.dumps(taken[1:]))
+"""
+
+
+def main() -> None:
+    """Measure and print a markdown table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", choices=("digits", "sd15"), default="digits")
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--cold-repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the denoiser too")
+    parser.add_argument("--keep", type=Path, help="folder for the model and its export")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as name:
+        root = options.keep or Path(name)
+        root.mkdir(parents=True, exist_ok=True)
+        base, adapter = digits(root) if options.model == "digits" else sd15(root)
+        folder = root / "exported"
+        if not folder.exists():
+            argv = ["onnx", "--base", base, "--out", str(folder), "--fused"]
+            assert export([*argv, *(["--adapter", adapter] if adapter else [])]) == 0
+        steady(options, base, adapter, folder)
+        cold(options, base, adapter, folder)
+
+
+def digits(root: Path) -> tuple[str, str | None]:
+    """The shipped flow teacher and a random adapter."""
+    from fewstep.digits.weights import teacher_folder
+    from tests.digits_exports import digits_adapter
+
+    adapter = digits_adapter("sd3", root / "adapter.safetensors", 0.0)
+    return str(teacher_folder("sd3")), str(adapter)
+
+
+def sd15(root: Path) -> tuple[str, str | None]:
+    """A random pipeline of SD 1.5's size, with a recipe beside it."""
+    from benchmarks.sd15_size import save_sd15_size
+
+    folder = root / "base"
+    if not (folder / SIDECAR_NAME).exists():
+        save_sd15_size(folder)
+    return str(folder), None
+
+
+def steady(options: Any, base: str, adapter: str | None, folder: Path) -> None:
+    """Arrangements in turns, warm."""
+    pipe: Any = FewStepPipeline.from_pretrained(base, adapter=adapter)
+    pipe.set_progress_bar_config(disable=True)
+    if adapter:
+        pipe.fuse()  # the fastest form diffusers has
+    draws: dict[str, Draw] = {"diffusers eager": lambda: np.asarray(pipe(PROMPT, seed=1).images)}
+    if options.compile:
+        draws["torch.compile"] = _compiled(base, adapter)
+    threads = options.threads
+    for provider in ("cpu", "openvino"):
+        runtime = FewStepRuntime.load(folder, provider=provider, threads=threads)
+        draws[f"runtime, {provider}"] = lambda r=runtime: r(PROMPT, seed=1).pixels
+    auto = FewStepRuntime.load(folder, threads=threads)
+    draws[f"runtime, auto ({auto.provider})"] = lambda: auto(PROMPT, seed=1).pixels
+    fused = FusedRuntime.load(folder, threads=threads)
+    draws["fused graph, cpu"] = lambda: fused(PROMPT, seed=1).pixels
+    taken: dict[str, list[float]] = {name: [] for name in draws}
+    first = {name: draw() for name, draw in draws.items()}
+    for _ in range(options.repeats):
+        for name, draw in draws.items():
+            start = time.perf_counter()
+            draw()
+            taken[name].append(time.perf_counter() - start)
+    if "OPTIMUM_PYTHON" in os.environ:
+        taken["Optimum, ONNX Runtime"] = _optimum(folder, options.repeats)
+    reference = statistics.median(taken["diffusers eager"])
+    print(f"\n{options.model}, four steps, {threads} threads, {options.repeats} rounds\n")
+    print("| arrangement | median (quartiles) | to diffusers eager | pixels |")
+    print("| --- | --- | --- | --- |")
+    for name, values in taken.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        wanted = first["diffusers eager"].astype(int)
+        error = np.abs(first[name] - wanted).max() if name in first else ""
+        ms = f"{1e3 * middle:.0f} ms ({1e3 * low:.0f}-{1e3 * high:.0f})"
+        print(f"| {name} | {ms} | {middle / reference:.3f} | {error} |")
+
+
+def _compiled(base: str, adapter: str | None) -> Draw:
+    pipe: Any = FewStepPipeline.from_pretrained(base, adapter=adapter)
+    pipe.set_progress_bar_config(disable=True)
+    if adapter:
+        pipe.fuse()
+    for name in ("transformer", "unet"):
+        if getattr(pipe, name, None) is not None:
+            setattr(pipe, name, torch.compile(getattr(pipe, name)))
+    return lambda: np.asarray(pipe(PROMPT, seed=1).images)
+
+
+def _optimum(folder: Path, repeats: int) -> list[float]:
+    scale = "0.0" if (folder / "transformer").exists() else "1.0"
+    program = OPTIMUM.replace("{prompt}", PROMPT).replace("{scale}", scale)
+    command = [os.environ["OPTIMUM_PYTHON"], "-c", program, str(folder), str(repeats)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"Optimum failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def cold(options: Any, base: str, adapter: str | None, folder: Path) -> None:
+    """Import, load and one picture, each in a process of its own."""
+    given = {"base": base, "adapter": adapter, "folder": str(folder), "prompt": PROMPT}
+    taken: dict[str, list[float]] = {name: [] for name in COLD}
+    peak: dict[str, int] = {}
+    for _ in range(options.cold_repeats):
+        for name, program in COLD.items():
+            start = time.perf_counter()
+            text = program.format(**given) + PEAK
+            done = subprocess.run(
+                [sys.executable, "-c", text], capture_output=True, text=True, check=True
+            )
+            taken[name].append(time.perf_counter() - start)
+            peak[name] = int(done.stdout.strip().splitlines()[-1])
+    print("\n| fresh process | first picture, median | to diffusers | peak memory | to diffusers |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, values in taken.items():
+        middle, reference = statistics.median(values), statistics.median(taken["diffusers"])
+        memory = peak[name] / peak["diffusers"]
+        print(
+            f"| {name} | {middle:.2f} s | {middle / reference:.3f} | {peak[name] / 1024:.0f} MiB | "
+            f"{memory:.3f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

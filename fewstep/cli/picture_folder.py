@@ -1,0 +1,48 @@
+"""PNG files under running numbers, with their facts inside."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.recipe import METADATA_KEY
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+NUMBER = re.compile(r"(\d+)-seed\d+\.png")
+
+
+class PictureFolder:
+    """Saves pictures under running numbers, after those the folder already holds.
+
+    Args:
+        folder: Made if missing.
+        recipe_json: Goes into every PNG beside the picture's own facts.
+    """
+
+    def __init__(self, folder: Path, recipe_json: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._recipe_json = recipe_json
+        taken = (NUMBER.match(path.name) for path in folder.iterdir())
+        self._next = 1 + max((int(match[1]) for match in taken if match), default=-1)
+        self.saved: list[dict[str, Any]] = []
+        """File, prompt and seed of every picture so far."""
+
+    @property
+    def names(self) -> list[str]:
+        """Paths of the saved files."""
+        return [picture["file"] for picture in self.saved]
+
+    def save(self, image: "Image", facts: dict[str, Any]) -> None:
+        """Write one PNG with its facts as text metadata ("fewstep" and "fewstep.recipe")."""
+        from PIL.PngImagePlugin import PngInfo
+
+        text = PngInfo()
+        text.add_itxt("fewstep", json.dumps(facts))
+        text.add_itxt(METADATA_KEY, self._recipe_json)
+        path = self._folder / f"{self._next:04d}-seed{facts['seed']}.png"
+        image.save(path, pnginfo=text)
+        self._next += 1
+        self.saved.append({"file": str(path), "prompt": facts["prompt"], "seed": facts["seed"]})
