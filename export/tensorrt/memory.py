@@ -4,22 +4,16 @@ Counted, not measured: TensorRT fuses operators, so its activations are usually 
 scratch memory up to the workspace limit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
-import onnx
-from onnx import GraphProto, ModelProto, TensorProto
+import onnx_ir as ir
+from onnxscript.optimizer import fold_constants
 
-from fewstep.export.tensorrt.graph import ReadGraph
-
-BITS: dict[int, int] = {
-    **dict.fromkeys((TensorProto.FLOAT, TensorProto.INT32, TensorProto.UINT32), 32),
-    **dict.fromkeys((TensorProto.DOUBLE, TensorProto.INT64, TensorProto.UINT64), 64),
-    **dict.fromkeys((TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT16), 16),
-    **dict.fromkeys((TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1), 4),
-}
-"""Element type -> bits; others have 8."""
+FOLDED_BYTES = 1 << 10
+"""Constants up to this size are looked at to compute shapes; larger ones are weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,63 +40,65 @@ class MemoryEstimate:
         return self.weights + self.activations + self.inputs_and_outputs
 
 
-def estimate_memory(read: ReadGraph, shapes: Mapping[str, tuple[int, ...]]) -> MemoryEstimate:
+def estimate_memory(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> MemoryEstimate:
     """Count at given input shapes.
 
     Args:
-        read: The graph.
+        path: Of the ONNX file; weights are not read.
         shapes: Input -> shape.
     """
-    graph = _with_shapes(read.model, shapes).graph
-    sizes = _sizes(graph)
-    made = {name for node in graph.node for name in node.output if name}
-    inputs = {value.name for value in graph.input} - {w.name for w in graph.initializer}
-    outputs = {value.name for value in graph.output}
-    moving = made - read.constants
-    ends = sum(sizes.get(name, 0) for name in inputs)
+    model = ir.load(path)
+    graph = model.graph
+    weights = sum(
+        value.const_value.nbytes
+        for value in graph.initializers.values()
+        if (value.const_value is not None)
+    )
+    _set_shapes(graph, shapes)
+    fold_constants(
+        model,
+        onnx_shape_inference=True,
+        input_size_limit=FOLDED_BYTES,
+        output_size_limit=FOLDED_BYTES,
+    )
+    inner = [value for node in graph for value in node.outputs if value.name]
+    moving = [value for value in inner if value.const_value is None]
     return MemoryEstimate(
-        weights=sum(_bytes(w.data_type, tuple(w.dims)) for w in graph.initializer),
-        activations=_peak(graph, sizes, moving - outputs),
-        inputs_and_outputs=ends + 2 * sum(sizes.get(name, 0) for name in outputs),
-        unknown=len(moving - sizes.keys()),
+        weights=weights,
+        activations=_peak(graph, set(moving) - set(graph.outputs)),
+        inputs_and_outputs=_sum(graph.inputs) + 2 * _sum(graph.outputs),
+        unknown=sum(_bytes(value) is None for value in moving),
         values=len(moving),
     )
 
 
-def _with_shapes(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> ModelProto:
-    fixed = ModelProto()
-    fixed.CopyFrom(model)
-    del fixed.graph.value_info[:]
-    for value in fixed.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    for value in fixed.graph.input:
-        if value.name in shapes:
-            dims = value.type.tensor_type.shape.dim
-            for dim, size in zip(dims, shapes[value.name], strict=True):
-                dim.dim_value = size
-    return onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+def _set_shapes(graph: ir.Graph, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for value in graph.inputs:
+        if value.name is not None and value.name in shapes:
+            value.shape = ir.Shape(shapes[value.name])
+    for node in graph:
+        for value in node.outputs:  # those on file were inferred for other sizes
+            value.shape = None
 
 
-def _sizes(graph: GraphProto) -> dict[str, int]:
-    found = {}
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        tensor = value.type.tensor_type
-        dims = tensor.shape.dim
-        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
-            found[value.name] = _bytes(tensor.elem_type, tuple(dim.dim_value for dim in dims))
-    return found
+def _sum(values: Iterable[ir.Value]) -> int:
+    return sum(_bytes(value) or 0 for value in values)
 
 
-def _peak(graph: GraphProto, sizes: Mapping[str, int], counted: set[str]) -> int:
-    last_use = {name: at for at, node in enumerate(graph.node) for name in node.input}
+def _peak(graph: ir.Graph, counted: set[ir.Value]) -> int:
+    nodes = list(graph)
+    last_use = {value: at for at, node in enumerate(nodes) for value in node.inputs}
     alive = peak = 0
-    for at, node in enumerate(graph.node):
-        alive += sum(sizes.get(name, 0) for name in node.output if name in counted)
+    for at, node in enumerate(nodes):
+        alive += _sum(value for value in node.outputs if value in counted)
         peak = max(peak, alive)
-        ended = {n for n in (*node.input, *node.output) if n in counted}
-        alive -= sum(sizes.get(name, 0) for name in ended if last_use.get(name, at) == at)
+        ended = {v for v in (*node.inputs, *node.outputs) if v is not None and v in counted}
+        alive -= _sum(value for value in ended if last_use.get(value, at) == at)
     return peak
 
 
-def _bytes(kind: int, shape: tuple[int, ...]) -> int:
-    return -(-prod(shape) * BITS.get(kind, 8) // 8)
+def _bytes(value: ir.Value) -> int | None:
+    """Size of a value; None where its shape or type is unknown."""
+    if value.shape is None or value.dtype is None or not value.shape.is_static():
+        return None
+    return -(-prod(value.shape.numpy()) * value.dtype.bitwidth // 8)

@@ -81,6 +81,7 @@ def symbol_ranges(
     *,
     sizes: tuple[PictureSize, ...],
     batch: SizeRange,
+    text_length: int = CLIP_LENGTH,
     stated: Mapping[str, SizeRange],
 ) -> dict[str, SizeRange]:
     """A range for every symbol of a component's graph, as narrow as the request allows.
@@ -90,6 +91,7 @@ def symbol_ranges(
         component: A key of its graphs.
         sizes: Pictures the engine must draw; the first is what kernels are chosen for.
         batch: Pictures at once.
+        text_length: Tokens of a prompt.
         stated: Symbol, or "component.symbol", -> range; wins over what would be derived.
 
     Returns:
@@ -99,7 +101,7 @@ def symbol_ranges(
         ExportError: A symbol has no derivation and no stated range, or a size is not divisible.
     """
     graph = manifest.graphs[component]
-    derived = _derived(manifest, sizes) | {"batch_size": batch}
+    derived = _derived(manifest, sizes, text_length) | {"batch_size": batch}
     ranges = {}
     for symbol in graph.symbols:
         found = stated.get(f"{component}.{symbol}") or stated.get(symbol) or derived.get(symbol)
@@ -113,7 +115,7 @@ def symbol_ranges(
     return ranges
 
 
-def _derived(manifest: Manifest, sizes: tuple[PictureSize, ...]) -> dict[str, SizeRange]:
+def _derived(manifest: Manifest, sizes: tuple[PictureSize, ...], text: int) -> dict[str, SizeRange]:
     factor = int(manifest.settings.get("vae_scale_factor", 8))
     widths, heights = [s.width for s in sizes], [s.height for s in sizes]
     for pixels in (*widths, *heights):
@@ -124,7 +126,6 @@ def _derived(manifest: Manifest, sizes: tuple[PictureSize, ...]) -> dict[str, Si
             )
     latent_heights, latent_widths = [h // factor for h in heights], [w // factor for w in widths]
     packed = [(h // 2) * (w // 2) for h, w in zip(latent_heights, latent_widths, strict=True)]
-    text = int(manifest.settings.get("tokenizer_max_length", CLIP_LENGTH))
     longest = text + int(manifest.settings.get("max_sequence_length", 0))
     return {
         "height": _span(latent_heights),

@@ -4,10 +4,37 @@ import hashlib
 from pathlib import Path
 
 from fewstep.errors import ExportFolderError
-from fewstep.runtime.manifest import Manifest
+from fewstep.runtime.manifest import Graph, Manifest
 from fewstep.runtime.tensorrt.cache import FOLDER, EngineCache, fitting_engine
 from fewstep.runtime.tensorrt.preflight import this_installation
-from fewstep.runtime.tensorrt.session import TensorRtSession
+from fewstep.runtime.tensorrt.session import PROVIDER, TensorRtSession
+
+
+class TensorRtLoader:
+    """Loads a folder's engines (`fewstep.runtime.session.Loader`).
+
+    Args:
+        folder: The export folder.
+        manifest: Of the folder.
+        device: GPU.
+
+    Attributes:
+        name: "tensorrt-native", to tell it from ONNX Runtime's TensorRT provider.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, *, device: int = 0) -> None:
+        self.name = PROVIDER
+        self._folder, self._manifest, self._device = folder, manifest, device
+
+    def load(self, graph: Graph) -> TensorRtSession:
+        """Load the engine of one graph.
+
+        Raises:
+            RuntimeSettingError: See `open_session`.
+        """
+        graphs = self._manifest.graphs
+        component = next(name for name, known in graphs.items() if known == graph)
+        return open_session(self._folder, self._manifest, component, device=self._device)
 
 
 def open_session(
@@ -43,7 +70,7 @@ def open_session(
     engine = fitting_engine(engines, component, file_sha256(folder / graph.file), here)
     return TensorRtSession(
         engines.plan(engine),
-        contract=graph,
+        graph,
         device=device,
         weight_budget_bytes=weight_budget_bytes,
         weights_from=folder / graph.file if engine.needs_weights else None,

@@ -119,6 +119,6 @@ def check_ort_tensorrt(tensorrt: str | None) -> None:
     if int(tensorrt.partition(".")[0]) != ORT_MAJOR:
         raise RuntimeSettingError(
             f"ONNX Runtime's TensorRT provider loads TensorRT {ORT_MAJOR} and TensorRT {tensorrt} "
-            'is installed; use provider "tensorrt" (native, extra fewstep[tensorrt]), or in an '
+            'is installed; use provider "tensorrt-native", or in an '
             'environment of its own: pip install "fewstep[ort-tensorrt]"'
         )

@@ -8,7 +8,7 @@ Engine build and run are not verified on this release (docs/tensorrt.md).
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.errors import RuntimeSettingError
-from fewstep.runtime.manifest import Graph as GraphContract
-from fewstep.runtime.manifest import Tensor
+from fewstep.runtime.manifest import Graph, Tensor
 from fewstep.runtime.tensorrt import cuda, engine
 from fewstep.runtime.tensorrt.bfloat16 import from_bfloat16, to_bfloat16
 
+PROVIDER = "tensorrt-native"
 Shape = tuple[int, ...]
 
 
@@ -79,11 +79,15 @@ class TensorRtSession:
 
     Args:
         plan: Content of engine.plan.
-        contract: The manifest's graph, for names of dims; without it dims are named by axis.
+        graph: Its manifest entry; names and element types must be the engine's.
         device: GPU.
         use_graphs: Record a CUDA graph per shape.
         weight_budget_bytes: See `load_engine`.
         weights_from: ONNX file to take the weights of, for a stripped plan.
+
+    Attributes:
+        graph: Its manifest entry.
+        provider: "tensorrt-native".
 
     Raises:
         RuntimeSettingError: The plan does not load here.
@@ -92,8 +96,8 @@ class TensorRtSession:
     def __init__(
         self,
         plan: bytes,
+        graph: Graph,
         *,
-        contract: GraphContract | None = None,
         device: int = 0,
         use_graphs: bool = True,
         weight_budget_bytes: int | None = None,
@@ -105,11 +109,9 @@ class TensorRtSession:
         if weights_from is not None:
             engine.refit_from_onnx(self._loaded, weights_from)
         trt_engine = self._loaded.engine
-        self.inputs = engine.tensors(trt_engine, are_inputs=True)
-        self.outputs = engine.tensors(trt_engine, are_inputs=False)
-        if contract is not None:
-            self.inputs = _named_as(contract.inputs, self.inputs)
-            self.outputs = _named_as(contract.outputs, self.outputs)
+        self.graph, self.provider = graph, PROVIDER
+        check_contract(graph.inputs, engine.tensors(trt_engine, are_inputs=True))
+        check_contract(graph.outputs, engine.tensors(trt_engine, are_inputs=False))
         self._profiles = engine.profiles(trt_engine)
         self._context = trt_engine.create_execution_context()
         if self._context is None:
@@ -123,25 +125,29 @@ class TensorRtSession:
         self._prepared: dict[tuple[Shape, ...], Prepared] = {}
         self._lock = threading.Lock()
 
-    def run(self, feeds: Mapping[str, Feed]) -> dict[str, NDArray[Any]]:
-        """Run once and bring the outputs to the host.
+    def run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Run once and bring outputs to the host.
 
         Args:
             feeds: Every input by name, in its element type; bfloat16 inputs take float32.
+            outputs: Those wanted; None gives all. All are computed, those wanted are copied.
 
         Returns:
-            Every output by name; bfloat16 comes as float32.
+            Fresh arrays by name; bfloat16 comes as float32.
 
         Raises:
             RuntimeSettingError: A name, type or shape is wrong, or the GPU failed.
         """
         with self._lock:
-            outputs = self._run(feeds)
-            found = {name: np.empty(o.shape, o.dtype) for name, o in outputs.items()}
-            for name, output in outputs.items():
+            made = self._run(feeds)
+            wanted = made if outputs is None else {name: made[name] for name in outputs}
+            found = {name: np.empty(o.shape, o.dtype) for name, o in wanted.items()}
+            for name, output in wanted.items():
                 self._stream.download(output.address, found[name])
             self._stream.wait()
-        return {name: to_host(outputs[name].tensor, bits) for name, bits in found.items()}
+        return {name: to_host(wanted[name].tensor, bits) for name, bits in found.items()}
 
     def run_on_device(self, feeds: Mapping[str, Feed]) -> dict[str, DeviceArray]:
         """Run once and leave the outputs on the GPU, to be fed to the next call.
@@ -183,7 +189,7 @@ class TensorRtSession:
 
     def _run(self, feeds: Mapping[str, Feed]) -> dict[str, DeviceArray]:
         cuda.use_device(self._device)  # the current device belongs to the thread
-        arrays = {tensor.name: as_feed(tensor, feeds) for tensor in self.inputs}
+        arrays = {tensor.name: as_feed(tensor, feeds) for tensor in self.graph.inputs}
         if len(feeds) != len(arrays):
             unknown = sorted(set(feeds) - set(arrays))
             raise RuntimeSettingError(
@@ -206,7 +212,7 @@ class TensorRtSession:
             tensor.name: DeviceArray(
                 tensor, prepared.shapes[tensor.name], outputs[tensor.name].address
             )
-            for tensor in self.outputs
+            for tensor in self.graph.outputs
         }
 
     def _prepare(self, shapes: dict[str, Shape]) -> Prepared:
@@ -230,7 +236,9 @@ class TensorRtSession:
             raise RuntimeSettingError(
                 f"the shape of {unknown[0]} depends on values, which this session cannot give"
             )
-        results = {t.name: tuple(self._context.get_tensor_shape(t.name)) for t in self.outputs}
+        results = {
+            t.name: tuple(self._context.get_tensor_shape(t.name)) for t in self.graph.outputs
+        }
         for name, shape in results.items():
             if min(shape, default=0) < 0:
                 raise RuntimeSettingError(
@@ -238,10 +246,10 @@ class TensorRtSession:
                     "sizes follow from its input sizes"
                 )
         first, second = (
-            {t.name: cuda.Memory(nbytes(t, results[t.name])) for t in self.outputs}
+            {t.name: cuda.Memory(nbytes(t, results[t.name])) for t in self.graph.outputs}
             for _ in range(2)
         )
-        inputs = {t.name: cuda.Memory(nbytes(t, shapes[t.name])) for t in self.inputs}
+        inputs = {t.name: cuda.Memory(nbytes(t, shapes[t.name])) for t in self.graph.inputs}
         return Prepared(profile, inputs, (first, second), results)
 
     def _point(
@@ -335,16 +343,15 @@ def drop_graphs(prepared: Prepared) -> None:
     prepared.graphs.clear()
 
 
-def _named_as(contract: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The manifest's tensors, in its order, once they are known to be the engine's.
+def check_contract(stated: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> None:
+    """Compare the manifest's tensors with the engine's.
 
     Raises:
-        RuntimeSettingError: Names or types differ.
+        RuntimeSettingError: Names or element types differ.
     """
     types = {tensor.name: tensor.dtype for tensor in found}
-    if {tensor.name: tensor.dtype for tensor in contract} != types:
+    if {tensor.name: tensor.dtype for tensor in stated} != types:
         raise RuntimeSettingError(
             f"the engine has {', '.join(types)} and the manifest says "
-            f"{', '.join(tensor.name for tensor in contract)}; build the engine again"
+            f"{', '.join(tensor.name for tensor in stated)}; build the engine again"
         )
-    return contract

@@ -21,8 +21,9 @@ from fewstep.export.tensorrt.command import TensorRtOptions, make_plans, run
 from fewstep.export.tensorrt.monitor import BuildProgress, make_monitor
 from fewstep.export.tensorrt.plan import EnginePlan
 from fewstep.runtime.manifest import read_manifest
+from fewstep.runtime.session import Loader, Session
 from fewstep.runtime.tensorrt.identity import Engine
-from fewstep.runtime.tensorrt.opening import open_session
+from fewstep.runtime.tensorrt.opening import TensorRtLoader, open_session
 from fewstep.runtime.tensorrt.session import DeviceArray, TensorRtSession
 from tests.export.tensorrt.conftest import Played
 from tests.export.tensorrt.fake_engine import model_path, session
@@ -168,6 +169,17 @@ def test_a_session_gives_what_the_graph_gives(played: Played, folder: Path) -> N
     assert played.gpu.launches == 8
 
 
+def test_it_is_a_session_like_the_others(played: Played, folder: Path) -> None:
+    build(folder)
+    manifest = read_manifest(folder)
+    loader: Loader = TensorRtLoader(folder, manifest)
+    found: Session = loader.load(manifest.graphs["transformer"])
+    assert (loader.name, found.provider) == ("tensorrt-native", "tensorrt-native")
+    assert found.graph == manifest.graphs["transformer"]
+    assert found.run(feeds(), []) == {}
+    assert list(found.run(feeds(), ["out_hidden_states"])) == ["out_hidden_states"]
+
+
 def test_outputs_can_be_fed_back_without_leaving_the_gpu(played: Played, folder: Path) -> None:
     build(folder)
     opened_session = opened(folder)
@@ -250,7 +262,7 @@ def test_a_damaged_plan_is_refused(played: Played, folder: Path) -> None:
     with pytest.raises(ExportFolderError, match="not the ones its engine.json recorded"):
         opened(folder)
     with pytest.raises(RuntimeSettingError, match="TensorRT refused the plan"):
-        TensorRtSession(b"garbage")
+        TensorRtSession(b"garbage", read_manifest(folder).graphs["transformer"])
 
 
 def test_an_engine_of_another_release_is_named(played: Played, folder: Path) -> None:

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from fewstep.errors import ExportError, MissingExtraError, RuntimeSettingError
 from fewstep.export.tensorrt.command import TensorRtOptions, make_plans, run
-from fewstep.export.tensorrt.graph import read_graph
 from fewstep.export.tensorrt.memory import estimate_memory
 from fewstep.export.tensorrt.plan import BuildSettings
 from fewstep.export.tensorrt.profiles import dim_value, make_profile, profile_problems
@@ -195,7 +194,7 @@ def test_memory_is_counted(tmp_path: Path) -> None:
     ]
     model = make_model(nodes, weights={"w": np.ones((4, 4), np.float32)})
     onnx.save(model, tmp_path / "model.onnx")
-    counted = estimate_memory(read_graph(tmp_path / "model.onnx"), {"x": (10, 4)})
+    counted = estimate_memory(tmp_path / "model.onnx", {"x": (10, 4)})
     one = 10 * 4 * 4
     assert counted.weights == 64
     assert counted.activations == 3 * one  # a, b and c live while c is made
