@@ -41,6 +41,7 @@ class Part:
         sizes: Symbol -> size in the example; all different, above 1, multiples of `multiples`.
         multiples: Symbol -> what it must be divisible by.
         vocabulary: Token ids of the example are below this.
+        timestep: Of the example, as the network is told it.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Part:
     sizes: Mapping[str, int]
     multiples: Mapping[str, int] = field(default_factory=dict)
     vocabulary: int = 0
+    timestep: float = 500.0
 
     def __post_init__(self) -> None:
         symbols = {dim for port in self.inputs for dim in port.dims if not dim.isdigit()}
@@ -89,5 +91,5 @@ class Part:
             return torch.randint(0, max(self.vocabulary, 1), shape, generator=generator)
         dtype = DTYPES.get(port.kind, self.dtype)
         if port.name.startswith("timestep"):
-            return torch.full(shape, 500.0, dtype=dtype)
+            return torch.full(shape, self.timestep, dtype=dtype)
         return torch.randn(shape, generator=generator).to(dtype)

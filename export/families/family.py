@@ -1,8 +1,10 @@
 """What is said of a family of pipelines so that it can be exported."""
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+from fewstep.errors import ExportError
 from fewstep.export.part import Part
 
 
@@ -33,6 +35,20 @@ class ExportFamily(ABC):
         return {}
 
 
+def part_of(pipe: Any, name: str) -> Any:
+    """A component that the export cannot do without.
+
+    Raises:
+        ExportError: The pipeline was loaded without it.
+    """
+    found = getattr(pipe, name, None)
+    if found is None:
+        raise ExportError(
+            f"this {type(pipe).__name__} has no {name}, which its export needs; load it whole"
+        )
+    return found
+
+
 def autoencoder_settings(model: Any, factor: int) -> dict[str, float]:
     """Scale and shift around an autoencoder, and its pixels per latent."""
     config = model.config
@@ -47,3 +63,8 @@ def autoencoder_settings(model: Any, factor: int) -> dict[str, float]:
 def square(sample_size: int | tuple[int, int]) -> int:
     """Side of the latents a network was trained at."""
     return sample_size if isinstance(sample_size, int) else min(sample_size)
+
+
+def stock_default(pipe: Any, name: str) -> Any:
+    """What a stock pipeline takes where a call does not name an argument."""
+    return inspect.signature(type(pipe).__call__).parameters[name].default

@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from fewstep.export.families.autoencoders import autoencoder_parts, spatial_factor
-from fewstep.export.families.family import ExportFamily, autoencoder_settings
-from fewstep.export.families.rotary import angles_of, rates, standing_in
+from fewstep.export.families.family import ExportFamily, autoencoder_settings, part_of
+from fewstep.export.families.joint_attention import JointAttention
+from fewstep.export.families.rotary import Angles, angles_of, rates
+from fewstep.export.families.stand_ins import processors, standing_in
 from fewstep.export.families.text_encoders import clip_part, t5_part
 from fewstep.export.part import Part, Port
 
@@ -47,7 +49,10 @@ class _Transformer(nn.Module):
         txt_ids: Tensor,
         img_ids: Tensor,
     ) -> Tensor:
-        with standing_in(self.model.pos_embed, self._positions):
+        blocks = [*self.model.transformer_blocks, *self.model.single_transformer_blocks]
+        attentions = [block.attn for block in blocks]
+        places = standing_in(self.model.pos_embed, self._angles)
+        with places, processors(attentions, JointAttention()):
             return self.model(
                 hidden_states=hidden_states,
                 timestep=timestep.expand(hidden_states.shape[0]),
@@ -59,10 +64,8 @@ class _Transformer(nn.Module):
                 return_dict=False,
             )[0]
 
-    def _positions(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Each angle twice, as the stock attention reads them."""
-        cosine, sine = angles_of(ids.float(), self.rates)
-        return cosine.repeat_interleave(2, dim=-1), sine.repeat_interleave(2, dim=-1)
+    def _angles(self, ids: Tensor) -> Angles:
+        return angles_of(ids.float(), self.rates)
 
 
 class _GuidedTransformer(_Transformer):
@@ -112,6 +115,7 @@ def flux_transformer_part(name: str, model: Any) -> Part:
         outputs=(Port("out_hidden_states", packed),),
         config={**dict(config), "_class_name": type(model).__name__},
         sizes={"batch_size": 2, "packed_height_width": 24, "sequence_length": 11},
+        timestep=0.5,
     )
 
 
@@ -123,8 +127,8 @@ class Flux(ExportFamily):
 
     def parts(self, pipe: Any) -> tuple[Part, ...]:
         return (
-            clip_part("text_encoder", pipe.text_encoder, has_states=False),
-            t5_part("text_encoder_2", pipe.text_encoder_2),
+            clip_part("text_encoder", part_of(pipe, "text_encoder"), has_states=False),
+            t5_part("text_encoder_2", part_of(pipe, "text_encoder_2")),
             flux_transformer_part("transformer", pipe.transformer),
             *autoencoder_parts(pipe.vae),
         )

@@ -2,13 +2,23 @@
 
 from fewstep.errors import ExportError
 from fewstep.export.families.family import ExportFamily
+from fewstep.export.families.flux import Flux
+from fewstep.export.families.pixart import PixArt
+from fewstep.export.families.qwen_image import QwenImage
+from fewstep.export.families.sana import Sana
 from fewstep.export.families.stable_diffusion import StableDiffusion, StableDiffusionXl
 from fewstep.export.families.stable_diffusion_3 import StableDiffusion3
+from fewstep.export.families.z_image import ZImage
 
 FAMILIES: tuple[ExportFamily, ...] = (
     StableDiffusion(),
     StableDiffusionXl(),
     StableDiffusion3(),
+    Flux(),
+    PixArt(),
+    Sana(),
+    QwenImage(),
+    ZImage(),
 )
 
 

@@ -4,9 +4,7 @@ Stock networks turn pairs of channels by complex multiplication, with angles mad
 precision or looked up. The angles here are the same numbers, their sines and cosines apart.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -38,26 +36,3 @@ def turned(sample: Tensor, angles: Angles) -> Tensor:
     first, second = sample.float().unflatten(-1, (-1, 2)).unbind(-1)
     pairs = [first * cosine - second * sine, first * sine + second * cosine]
     return torch.stack(pairs, dim=-1).flatten(-2).to(sample.dtype)
-
-
-@contextmanager
-def processors(blocks: Sequence[Any], processor: Any) -> Iterator[None]:
-    """Attention modules with another processor while they are traced; the stock one comes back."""
-    before = [block.processor for block in blocks]
-    try:
-        for block in blocks:
-            block.processor = processor
-        yield
-    finally:
-        for block, own in zip(blocks, before, strict=True):
-            block.processor = own
-
-
-@contextmanager
-def standing_in(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    """A function in place of a module's own computation while it is traced."""
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward

@@ -5,7 +5,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from fewstep.export.families.autoencoders import autoencoder_parts, spatial_factor
-from fewstep.export.families.family import ExportFamily, autoencoder_settings, square
+from fewstep.export.families.family import (
+    ExportFamily,
+    autoencoder_settings,
+    square,
+    stock_default,
+)
 from fewstep.export.families.text_encoders import clip_part
 from fewstep.export.part import Part, Port
 
@@ -49,6 +54,28 @@ class _UnetXl(_Unet):
         )[0]
 
 
+class _GuidedUnetXl(_Unet):
+    """Both (a latent consistency model on SDXL)."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor,
+        time_ids: Tensor,
+        timestep_cond: Tensor,
+    ) -> Tensor:
+        return self.model(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            timestep_cond=timestep_cond,
+            added_cond_kwargs={"text_embeds": text_embeds, "time_ids": time_ids},
+            return_dict=False,
+        )[0]
+
+
 def unet_part(model: Any) -> Part:
     """A UNet with the inputs its configuration asks for."""
     config = model.config
@@ -61,16 +88,16 @@ def unet_part(model: Any) -> Part:
             ("batch_size", "sequence_length", str(config.cross_attention_dim)),
         ),
     ]
-    wrapper: type[nn.Module] = _Unet
+    is_guided = config.time_cond_proj_dim is not None
+    wrapper: type[nn.Module] = _GuidedUnet if is_guided else _Unet
     if config.addition_embed_type == "text_time":
-        wrapper = _UnetXl
+        wrapper = _GuidedUnetXl if is_guided else _UnetXl
         width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         inputs += [
             Port("text_embeds", ("batch_size", str(width))),
             Port("time_ids", ("batch_size", "6")),
         ]
-    elif config.time_cond_proj_dim is not None:
-        wrapper = _GuidedUnet
+    if is_guided:
         inputs.append(Port("timestep_cond", ("batch_size", str(config.time_cond_proj_dim))))
     return Part(
         name="unet",
@@ -98,8 +125,13 @@ class StableDiffusion(ExportFamily):
         return (text, unet_part(pipe.unet), *autoencoder_parts(pipe.vae))
 
     def settings(self, pipe: Any) -> dict[str, float]:
-        known = autoencoder_settings(pipe.vae, spatial_factor(pipe.vae))
-        return {**known, "sample_size": square(pipe.unet.config.sample_size)}
+        found = {
+            **autoencoder_settings(pipe.vae, spatial_factor(pipe.vae)),
+            "sample_size": square(pipe.unet.config.sample_size),
+        }
+        if type(pipe).__name__ == "LatentConsistencyModelPipeline":
+            found["untold_guidance"] = stock_default(pipe, "guidance_scale")
+        return found
 
 
 class StableDiffusionXl(ExportFamily):

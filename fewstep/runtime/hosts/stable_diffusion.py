@@ -31,9 +31,15 @@ class StableDiffusionHost(Host):
         wanted = {tensor.name for tensor in self.manifest.graphs[self.denoiser].inputs}
         feeds = {"sample": sample, "timestep": np.array(timestep, np.float32), **condition}
         if "timestep_cond" in wanted:
-            embedded = guidance_embedding(self.recipe.guidance.scale - 1.0, self._embedding_width())
+            embedded = guidance_embedding(self._told_scale() - 1.0, self._embedding_width())
             feeds["timestep_cond"] = per_picture(embedded, sample)
         return feeds
+
+    def _told_scale(self) -> float:
+        guidance = self.recipe.guidance
+        if guidance.mode == "none":  # what the stock pipeline says where nobody does
+            return self.manifest.settings.get("untold_guidance", 1.0)
+        return guidance.scale
 
     def _embedding_width(self) -> int:
         inputs = self.manifest.graphs[self.denoiser].inputs

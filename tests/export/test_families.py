@@ -1,0 +1,123 @@
+"""What each family's folder holds: contracts of the graphs, and what no host could run."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from fewstep.errors import ExportError
+from fewstep.export.families.pixart import pixart_transformer_part
+from fewstep.export.families.qwen_image import qwen_transformer_part
+from fewstep.export.families.registry import FAMILIES, family_of
+from fewstep.export.families.sana import sana_transformer_part
+from fewstep.export.families.z_image import ZImage, z_image_transformer_part
+from fewstep.runtime.hosts.registry import HOSTS
+from fewstep.runtime.manifest import read_manifest
+from tests.export.tiny_exports import BY_NAME, exported
+from tests.runtime.test_hosts import EVERY
+from tests.tiny.distilled import build_sana_sprint
+from tests.trainer.backbone_cases import with_config
+
+FORBIDDEN = {onnx.TensorProto.DOUBLE, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128}
+SEQUENCES = {"SequenceAt", "SplitToSequence", "SequenceConstruct", "Loop", "If", "NonZero"}
+BATCH = "batch_size"
+
+
+def test_every_family_that_is_exported_has_a_host_and_the_reverse() -> None:
+    assert {family.name for family in FAMILIES} == {host.family for host in HOSTS}
+
+
+@EVERY
+def test_graphs_hold_nothing_that_engines_lack(name: str) -> None:
+    folder = exported(name)
+    for graph in read_manifest(folder).graphs.values():
+        model = onnx.load(folder / graph.file, load_external_data=False)
+        assert not {node.op_type for node in model.graph.node} & SEQUENCES, graph.file
+        assert {node.domain for node in model.graph.node} == {""}
+        types = {tensor.data_type for tensor in model.graph.initializer}
+        casts = {
+            attribute.i
+            for node in model.graph.node
+            if node.op_type == "Cast"
+            for attribute in node.attribute
+            if attribute.name == "to"
+        }
+        assert not (types | casts) & FORBIDDEN, graph.file
+
+
+@EVERY
+def test_weights_keep_their_parameters_names(name: str) -> None:
+    folder = exported(name)
+    graph = read_manifest(folder).graphs[family_of(_class(name)).denoiser]
+    model = onnx.load(folder / graph.file, load_external_data=False)
+    network = BY_NAME[name].build().components[family_of(_class(name)).denoiser]
+    parameters = {f"model.{key}" for key, _ in network.named_parameters()}
+    names = {tensor.name.removesuffix("::T") for tensor in model.graph.initializer}
+    matrices = {key for key, value in network.named_parameters() if value.ndim == 2}
+    used = {f"model.{key}" for key in matrices} & names
+    assert len(used) >= 0.9 * len(matrices)  # tables and last text layers may be folded away
+    assert names & parameters
+
+
+def _class(name: str) -> str:
+    return type(BY_NAME[name].build()).__name__
+
+
+DENOISER_INPUTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "flux-dev": {
+        "hidden_states": (BATCH, "packed_height_width", "4"),
+        "timestep": ("1",),
+        "guidance": (BATCH,),
+        "pooled_projections": (BATCH, "32"),
+        "encoder_hidden_states": (BATCH, "sequence_length", "32"),
+        "txt_ids": ("sequence_length", "3"),
+        "img_ids": ("packed_height_width", "3"),
+    },
+    "sana": {
+        "hidden_states": (BATCH, "4", "height", "width"),
+        "encoder_hidden_states": (BATCH, "sequence_length", "8"),
+        "encoder_attention_mask": (BATCH, "sequence_length"),
+        "timestep": ("1",),
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DENOISER_INPUTS)
+def test_denoisers_take_what_optimum_gives(name: str) -> None:
+    graph = read_manifest(exported(name)).graphs["transformer"]
+    assert {tensor.name: tensor.dims for tensor in graph.inputs} == DENOISER_INPUTS[name]
+    if name == "flux-dev":
+        assert [tensor.name for tensor in graph.inputs] == list(DENOISER_INPUTS[name])
+
+
+def test_variants_with_other_inputs_are_refused_in_a_sentence() -> None:
+    sprint = build_sana_sprint().components["transformer"]
+    edit = with_config(BY_NAME["qwen-image"].build, zero_cond_t=True)().transformer
+    reading = with_config(BY_NAME["z-image"].build, siglip_feat_dim=8)().transformer
+    makers: list[tuple[Any, Any]] = [
+        (sana_transformer_part, sprint),
+        (qwen_transformer_part, edit),
+        (z_image_transformer_part, reading),
+    ]
+    for make, model in makers:
+        with pytest.raises(ExportError, match="use the pipeline"):
+            make("transformer", model)
+
+
+def test_a_chat_template_that_changes_the_prompt_is_refused() -> None:
+    pipe = BY_NAME["z-image"].pipeline()
+    assert ZImage().texts(pipe) == {"before": "user ", "after": " end "}
+    pipe.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+    with pytest.raises(ExportError, match="chat template"):
+        ZImage().texts(pipe)
+
+
+def test_a_learned_variance_is_dropped() -> None:
+    model = BY_NAME["pixart-sigma"].build().components["transformer"]
+    assert model.config.out_channels == 2 * model.config.in_channels
+    part = pixart_transformer_part("transformer", model)
+    found = part.module.eval()(*part.example().values())
+    assert found.shape == part.example()["hidden_states"].shape
+    assert np.isfinite(found.detach().numpy()).all()

@@ -1,0 +1,233 @@
+"""Tiny random pipelines with text encoders, exported once per session and drawn by both hosts."""
+
+import atexit
+import functools
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fewstep.export.families.registry import family_of
+from fewstep.export.merging import MergedPipeline
+from fewstep.export.onnx_folder import write_folder
+from fewstep.pipeline import FewStepPipeline
+from fewstep.recipe import FewStepRecipe
+from fewstep.runtime.export_folder import ExportFolder
+from fewstep.runtime.few_step_runtime import FewStepRuntime
+from fewstep.runtime.hosts.packing import unpack
+from fewstep.runtime.hosts.registry import host_of
+from fewstep.runtime.providers import make_loader
+from tests.tiny.parts import stock
+from tests.tiny_pipelines import flow_recipe, vp_recipe
+from tests.trainer import backbone_cases as cases
+from tests.trainer import tiny_text
+
+PROMPTS = ("a red cat", "two big blue dogs run", "")
+
+
+@dataclass(frozen=True)
+class TinyExport:
+    """A pipeline that is exported.
+
+    Attributes:
+        name: For messages.
+        family: As recipes spell it.
+        build: Makes the pipeline, seeded, without text encoders.
+        encoders: Makes what reads text.
+        arguments: Of a stock call, beside prompt, size and seed.
+        step: Pixels that sides are multiples of.
+        is_vp: Whether it is of the VP kind; else flow.
+        text_length: What its recipes say; None takes the stock pipeline's.
+    """
+
+    name: str
+    family: str
+    build: Callable[[], Any]
+    encoders: Callable[[], dict[str, Any]]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    step: int = 4
+    is_vp: bool = False
+    text_length: int | None = None
+
+    def pipeline(self) -> Any:
+        """The stock pipeline."""
+        pipe = self.build()
+        pipe.register_modules(**self.encoders())
+        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+            if getattr(pipe, name, None) is not None:
+                spread(getattr(pipe, name))
+        pipe.set_progress_bar_config(disable=True)
+        return type(pipe)(**_components(pipe))
+
+    def recipe(self, **changes: Any) -> FewStepRecipe:
+        """Four steps."""
+        recipe = (vp_recipe if self.is_vp else flow_recipe)(self.family, **changes)
+        base = replace(recipe.base, max_sequence_length=self.text_length)
+        return replace(recipe, base=base)
+
+    def size(self, rows: int, columns: int) -> tuple[int, int]:
+        """(height, width) of so many of the smallest squares."""
+        return rows * self.step, columns * self.step
+
+
+def _components(pipe: Any) -> dict[str, Any]:
+    """With its flags, so that what a pipeline reads off its tokenizers is read again."""
+    flags = {name: value for name, value in pipe.config.items() if isinstance(value, bool)}
+    return {**flags, **pipe.components}
+
+
+def spread(encoder: torch.nn.Module) -> None:
+    """Larger embeddings: freshly made ones differ too little for a picture to show."""
+    with torch.no_grad():
+        for name, weight in encoder.named_parameters():
+            if "embed" in name and weight.ndim == 2:
+                weight.mul_(10.0)
+
+
+def clip_pair() -> dict[str, Any]:
+    return {
+        "tokenizer": tiny_text.tokenizer(),
+        "tokenizer_2": tiny_text.tokenizer(),
+        "text_encoder": tiny_text.clip(32),
+        "text_encoder_2": tiny_text.clip(32, projected=True),
+    }
+
+
+def flux_encoders() -> dict[str, Any]:
+    return {**clip_pair(), "text_encoder_2": tiny_text.t5(32)}
+
+
+def sd3_encoders() -> dict[str, Any]:
+    names = {f"tokenizer{n}": tiny_text.tokenizer() for n in ("", "_2", "_3")}
+    clips = {f"text_encoder{n}": tiny_text.clip(8, projected=True) for n in ("", "_2")}
+    return {**names, **clips, "text_encoder_3": tiny_text.t5(16)}
+
+
+def one(encoder: Callable[[int], Any], width: int) -> Callable[[], dict[str, Any]]:
+    return lambda: {"tokenizer": tiny_text.tokenizer(), "text_encoder": encoder(width)}
+
+
+def build_lcm() -> Any:
+    """A latent consistency model: its UNet is told the guidance scale."""
+    pipe = cases.build_sd15()
+    torch.manual_seed(0)
+    config = pipe.unet.config
+    pipe.unet = stock.UNet2DConditionModel.from_config(config, time_cond_proj_dim=8)
+    parts = {**pipe.components, "scheduler": stock.LCMScheduler()}
+    return stock.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+
+
+UNBINNED = {"use_resolution_binning": False}
+EXPORTS = (
+    TinyExport("flux-dev", "flux", cases.FLUX_DEV.build, flux_encoders, text_length=16),
+    TinyExport("flux-schnell", "flux", cases.FLUX_SCHNELL.build, flux_encoders, text_length=16),
+    TinyExport(
+        "pixart-sigma",
+        "pixart",
+        cases.build_pixart_sigma,
+        one(tiny_text.t5, 16),
+        UNBINNED,
+        is_vp=True,
+    ),
+    TinyExport(
+        "pixart-alpha-1024",
+        "pixart",
+        cases.PIXART_1024.build,
+        one(tiny_text.t5, 16),
+        UNBINNED,
+        is_vp=True,
+    ),
+    TinyExport("sana", "sana", cases.build_sana, one(tiny_text.gemma, 8), UNBINNED, step=2),
+    TinyExport(
+        "qwen-image", "qwen-image", cases.build_qwen_image, one(tiny_text.qwen_vl, 16), step=8
+    ),
+    TinyExport("z-image", "z-image", cases.build_z_image, one(tiny_text.qwen3, 16)),
+    TinyExport("sd15", "sd15", cases.build_sd15, one(tiny_text.clip, 8), is_vp=True),
+    TinyExport("lcm", "sd15", build_lcm, one(tiny_text.clip, 8), is_vp=True),
+    TinyExport("sdxl", "sdxl", cases.build_sdxl, clip_pair, is_vp=True),
+    TinyExport("sd3", "sd3", cases.build_sd3, sd3_encoders, step=2),
+)
+BY_NAME = {export.name: export for export in EXPORTS}
+
+
+@functools.cache
+def exported(name: str) -> Path:
+    """The export folder of a pipeline, made once."""
+    keeper = tempfile.TemporaryDirectory(prefix="fewstep-export-")
+    atexit.register(keeper.cleanup)
+    export, folder = BY_NAME[name], Path(keeper.name)
+    pipe = export.pipeline()
+    merged = MergedPipeline(pipe, export.recipe(), family_of(type(pipe).__name__), 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        write_folder(merged, folder, opset=18, precision="fp32", progress=lambda _: None)
+    return folder
+
+
+def runtime_of(name: str, recipe: FewStepRecipe) -> FewStepRuntime:
+    """The runtime on an exported folder, sampled by another recipe."""
+    opened = replace(ExportFolder.open(exported(name)), recipe=recipe)
+    loader = make_loader(opened, "cpu", threads=1, has_cache=False)
+    return FewStepRuntime(opened, loader, host_of(opened.manifest.family))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Finished latents (B, C, h, w), and pictures (B, H, W, 3), uint8."""
+
+    latents: np.ndarray
+    pixels: np.ndarray
+
+
+def by_runtime(
+    runtime: FewStepRuntime, prompts: list[str], size: tuple[int, int], **more: Any
+) -> Drawn:
+    """What the runtime draws, seed 7 and up."""
+    seen: list[np.ndarray] = []
+    found = runtime(prompts, seed=7, size=size, callback=lambda e: seen.append(e.x0), **more)
+    return Drawn(seen[-1], found.pixels)
+
+
+def by_pipeline(
+    export: TinyExport,
+    recipe: FewStepRecipe,
+    prompts: list[str],
+    size: tuple[int, int],
+    **more: Any,
+) -> Drawn:
+    """What FewStepPipeline draws, seed 7 and up."""
+    pipe: Any = FewStepPipeline.wrap(export.pipeline(), recipe=recipe)
+    pipe.set_progress_bar_config(disable=True)
+    height, width = size
+    found = []
+    for kind in ("latent", "np"):
+        found.append(
+            pipe(
+                prompt=list(prompts),  # stock Z-Image writes into the list
+                height=height,
+                width=width,
+                seed=7,
+                output_type=kind,
+                **export.arguments,
+                **more,
+            )[0]
+        )
+    latents = found[0].float().numpy()
+    if latents.ndim == 3:
+        factor = pipe.vae_scale_factor
+        latents = unpack(latents, height // factor, width // factor)
+    return Drawn(latents, np.round(found[1] * 255.0).astype(np.uint8))
+
+
+def assert_same(ours: Drawn, theirs: Drawn) -> None:
+    """One grey level at most, and latents that differ by rounding alone."""
+    scale = np.abs(theirs.latents).max()
+    assert np.abs(ours.latents - theirs.latents).max() < 2e-4 * max(scale, 1.0)
+    difference = np.abs(ours.pixels.astype(int) - theirs.pixels.astype(int))
+    assert ours.pixels.shape == theirs.pixels.shape
+    assert difference.max() <= 1
