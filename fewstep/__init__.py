@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fewstep.errors import FewstepError as FewstepError
     from fewstep.pipeline import FewStepPipeline as FewStepPipeline
     from fewstep.recipe import FewStepRecipe as FewStepRecipe
+    from fewstep.runtime.few_step_runtime import FewStepRuntime as FewStepRuntime
+    from fewstep.runtime.fused_runtime import FusedRuntime as FusedRuntime
     from fewstep.schedulers import FewStepScheduler as FewStepScheduler
 
 __version__ = "0.1.0"
@@ -26,8 +28,10 @@ HOMES = {
     "AdapterReport": "fewstep.adapters",
     "FewStepPipeline": "fewstep.pipeline",
     "FewStepRecipe": "fewstep.recipe",
+    "FewStepRuntime": "fewstep.runtime.few_step_runtime",
     "FewStepScheduler": "fewstep.schedulers",
     "FewstepError": "fewstep.errors",
+    "FusedRuntime": "fewstep.runtime.fused_runtime",
     "inspect_adapter": "fewstep.adapters",
 }
 """Public name -> the module that defines it."""
@@ -36,8 +40,10 @@ __all__ = [
     "AdapterReport",
     "FewStepPipeline",
     "FewStepRecipe",
+    "FewStepRuntime",
     "FewStepScheduler",
     "FewstepError",
+    "FusedRuntime",
     "__version__",
     "inspect_adapter",
 ]

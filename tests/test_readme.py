@@ -64,6 +64,12 @@ def test_the_commands_run(folder: Path, verb: str) -> None:
     run(folder, commands(verb)[0])
 
 
+def test_an_export_is_drawn(folder: Path) -> None:
+    run(folder, commands("export onnx")[0])
+    run(folder, commands("draw")[0])
+    assert list((folder / "pictures").glob("*-seed7.png"))
+
+
 @pytest.mark.slow
 def test_a_recipe_without_training_in_three_commands(tmp_path: Path) -> None:
     for line in (commands("grid search")[0], commands("solver fit")[0], commands("generate")[1]):

@@ -43,7 +43,7 @@ def main(folder: Path, torch: list[str]) -> None:
         python = scripts / "python"
         install = [python, "-m", "pip", "install", "--quiet"]
         subprocess.run([*install, *torch], check=True, cwd=home)
-        subprocess.run([*install, f"{wheel}[train]"], check=True, cwd=home)
+        subprocess.run([*install, f"{wheel}[train,export,runtime,openvino]"], check=True, cwd=home)
         subprocess.run([python, "-c", CHECK], check=True, cwd=home)
         subprocess.run(
             [scripts / "fewstep", "--help"], check=True, cwd=home, stdout=subprocess.DEVNULL
