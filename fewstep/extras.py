@@ -25,6 +25,7 @@ EXTRA_OF = {
     "cuda": "tensorrt",
     "filelock": "tensorrt",
     "tensorrt": "tensorrt",
+    "modelopt": "modelopt",
     "fastapi": "serve",
     "prometheus_client": "serve",
     "uvicorn": "serve",

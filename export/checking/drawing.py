@@ -1,0 +1,98 @@
+"""A picture as the gate draws it: with every network's inputs and every step's clean latents."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+
+from fewstep.export.checking.recording import RecordingLoader
+from fewstep.runtime.export_folder import ExportFolder
+from fewstep.runtime.few_step_runtime import FewStepRuntime, StepEvent
+from fewstep.runtime.hosts.host import Host, Parts
+from fewstep.runtime.hosts.registry import host_of
+from fewstep.runtime.session import Feeds, Loader
+
+LONG = "a picture of many small things on a table, described one after the other at great length, "
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Pictures that are drawn together.
+
+    Attributes:
+        name: For people.
+        prompts: One per picture.
+        size: (height, width) in pixels.
+        seed: Of the first picture.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    size: tuple[int, int]
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What was seen while a case was drawn.
+
+    Attributes:
+        feeds: Component -> inputs of its calls, in order.
+        steps: Predicted clean latents after each step, shape (B, C, h, w); the last are decoded.
+        pixels: uint8, shape (B, H, W, 3).
+    """
+
+    feeds: dict[str, list[Feeds]]
+    steps: tuple[np.ndarray, ...]
+    pixels: np.ndarray
+
+
+def cases_of(folder: ExportFolder, prompts: Sequence[str]) -> tuple[Case, ...]:
+    """One picture alone, two of an odd aspect, one with a prompt that is too long, then the rest.
+
+    Args:
+        folder: Whose sizes.
+        prompts: At least one.
+    """
+    host = _host(folder)
+    side, step = host.default_size, host.size_multiple
+    narrow = max(step, side.width * 3 // 4 // step * step)
+    native = (side.height, side.width)
+    first, second = prompts[0], prompts[1 % len(prompts)]
+    found = [
+        Case("one picture", (first,), native),
+        Case("odd aspect", (first, second), (side.height, narrow), seed=1),
+        Case("longest prompt", (LONG * 40,), native, seed=2),
+    ]
+    if len(prompts) > 1:
+        found.append(Case(f"{len(prompts)} prompts", tuple(prompts), native, seed=3))
+    return tuple(found)
+
+
+def draw(folder: ExportFolder, loader: Loader, case: Case) -> Drawing:
+    """Draw one case and keep what was seen."""
+    recorder = RecordingLoader(loader)
+    steps: list[np.ndarray] = []
+
+    def keep(event: StepEvent) -> None:
+        steps.append(np.array(event.x0))
+
+    runtime = FewStepRuntime(folder, recorder, host_of(folder.manifest.family))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # prompts are cut for every engine alike
+        found = runtime(case.prompts, seed=case.seed, size=case.size, callback=keep)
+    graphs = folder.manifest.graphs
+    feeds = {n: recorder.kept[g.file] for n, g in graphs.items() if g.file in recorder.kept}
+    return Drawing(feeds, tuple(steps), found.pixels)
+
+
+def _host(folder: ExportFolder) -> Host:
+    """The family's host where only its sizes are asked for: nothing is loaded."""
+
+    def refuse(name: str) -> NoReturn:
+        raise AssertionError(f"{name} is not needed to know a size")
+
+    kind = host_of(folder.manifest.family)
+    return kind(folder.manifest, folder.recipe, Parts(refuse, refuse))

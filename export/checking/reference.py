@@ -1,0 +1,111 @@
+"""What an export folder is held against: the pipeline it was made from, or another folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fewstep.errors import ExportError
+from fewstep.export.checking.drawing import Case
+from fewstep.export.checking.recording import KeepingLoader
+from fewstep.runtime.export_folder import ExportFolder
+from fewstep.runtime.onnx_session import OnnxLoader
+from fewstep.runtime.session import Loader
+
+if TYPE_CHECKING:  # it brings torch and diffusers, which a folder needs none of
+    from fewstep.export.merging import MergedPipeline
+
+Pictures = Callable[[Case], np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The thing that is replaced.
+
+    Attributes:
+        label: For people.
+        loader: Runs its networks.
+        pictures: Draws a case by its own means; None where the runtime's loop is its means.
+        folder: Where its graphs are; None for a pipeline.
+    """
+
+    label: str
+    loader: Loader
+    pictures: Pictures | None = None
+    folder: ExportFolder | None = None
+
+
+def onnx_loader(folder: ExportFolder, threads: int = 0) -> Loader:
+    """ONNX Runtime on the processor, nothing cached: what is measured is what is in the folder."""
+    files = folder.manifest.files
+    return KeepingLoader(OnnxLoader(folder.root, files, threads=threads, has_cache=False))
+
+
+def folder_reference(root: Path, *, threads: int = 0) -> Reference:
+    """Another export folder.
+
+    Raises:
+        ExportFolderError: It is damaged or of another release.
+    """
+    folder = ExportFolder.open(root)
+    label = f"{root.name} ({folder.manifest.precision})"
+    return Reference(label, onnx_loader(folder, threads), folder=folder)
+
+
+def pipeline_reference(
+    base: str | Path, adapter: str | Path | None, recipe: str | Path | None = None
+) -> Reference:
+    """The torch pipeline of a base and an adapter, merged.
+
+    Raises:
+        FewstepError: It cannot be loaded.
+    """
+    from fewstep.export.merging import load_merged
+
+    return merged_reference(load_merged(base, adapter, recipe))
+
+
+def merged_reference(merged: "MergedPipeline") -> Reference:
+    """The torch pipeline that was exported; pictures come from FewStepPipeline itself."""
+    from fewstep.export.checking.torch_engine import TorchLoader
+
+    parts = merged.family.parts(merged.pipe)
+    loader = KeepingLoader(TorchLoader(parts))
+    return Reference("torch", loader, pictures=lambda case: _pictures(merged, case))
+
+
+def _pictures(merged: "MergedPipeline", case: Case) -> np.ndarray:
+    import warnings
+
+    from fewstep.pipeline import FewStepPipeline
+
+    pipe = FewStepPipeline.wrap(merged.pipe, recipe=merged.recipe, probe=False)
+    pipe.set_progress_bar_config(disable=True)
+    height, width = case.size
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # prompts are cut for every engine alike
+            found = pipe(list(case.prompts), seed=case.seed, height=height, width=width)
+    finally:
+        pipe.unwrap()
+    return np.stack([np.asarray(image) for image in found.images])
+
+
+def check_same_model(candidate: ExportFolder, reference: ExportFolder) -> None:
+    """Refuse to compare folders of different models.
+
+    Raises:
+        ExportError: Families or recipes differ.
+    """
+    if candidate.manifest.family != reference.manifest.family:
+        raise ExportError(
+            f"{candidate.root} holds a {candidate.manifest.family} model and {reference.root} a "
+            f"{reference.manifest.family} one; compare folders of one model"
+        )
+    if candidate.recipe.grids != reference.recipe.grids:
+        raise ExportError(
+            f"{candidate.root} and {reference.root} are sampled by different recipes; compare "
+            "folders of one model"
+        )
