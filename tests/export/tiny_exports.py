@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from fewstep.export.families.registry import family_of
@@ -142,7 +143,7 @@ EXPORTS = (
         UNBINNED,
         is_vp=True,
     ),
-    TinyExport("sana", "sana", cases.build_sana, one(tiny_text.gemma, 8), UNBINNED, step=2),
+    TinyExport("sana", "sana", cases.build_sana, one(tiny_text.gemma, 8), UNBINNED, step=32),
     TinyExport(
         "qwen-image", "qwen-image", cases.build_qwen_image, one(tiny_text.qwen_vl, 16), step=8
     ),
@@ -153,6 +154,18 @@ EXPORTS = (
     TinyExport("sd3", "sd3", cases.build_sd3, sd3_encoders, step=2),
 )
 BY_NAME = {export.name: export for export in EXPORTS}
+QUICK = ("qwen-image",)
+"""The family with most of its own; an export takes seconds, so the others are nightly."""
+
+
+def named(*names: str) -> list[Any]:
+    return [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow, id=name)
+        for name in names
+    ]
+
+
+EVERY = pytest.mark.parametrize("name", named(*(export.name for export in EXPORTS)))
 
 
 @functools.cache
@@ -208,13 +221,14 @@ def by_pipeline(
     for kind in ("latent", "np"):
         found.append(
             pipe(
-                prompt=list(prompts),  # stock Z-Image writes into the list
+                prompt=list(prompts),
                 height=height,
                 width=width,
                 seed=7,
                 output_type=kind,
                 **export.arguments,
-                **more,
+                # stock Z-Image writes into the lists it is given
+                **{k: list(v) if isinstance(v, list) else v for k, v in more.items()},
             )[0]
         )
     latents = found[0].float().numpy()
