@@ -168,7 +168,8 @@ def cast(value: np.ndarray, session: Session, name: str) -> np.ndarray:
     """A value in the element type an input has."""
     dtype = next(tensor.dtype for tensor in session.graph.inputs if tensor.name == name)
     typed = value.astype(dtype)  # a method, so that what records a graph can follow
-    return np.ascontiguousarray(typed) if isinstance(typed, np.ndarray) else typed
+    # not ascontiguousarray, which makes a scalar a vector
+    return np.asarray(typed, order="C") if isinstance(typed, np.ndarray) else typed
 
 
 def per_picture(row: np.ndarray, sample: np.ndarray) -> np.ndarray:
