@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -13,7 +13,6 @@ from tyro.conf import Positional
 
 from fewstep.errors import ExportError
 from fewstep.export.tensorrt import NOT_VERIFIED
-from fewstep.export.tensorrt.plan import GIB, BuildSettings, EnginePlan, plan_engine
 from fewstep.export.tensorrt.sizes import (
     PictureSize,
     parse_named_range,
@@ -29,6 +28,9 @@ from fewstep.runtime.tensorrt.preflight import (
     installed_tensorrt,
     this_installation,
 )
+
+if TYPE_CHECKING:
+    from fewstep.export.tensorrt.plan import EnginePlan
 
 ASSUMED_TENSORRT = "11.4.0.106"
 """Release a dry run is for where none is installed and none was named."""
@@ -116,12 +118,14 @@ def run(options: TensorRtOptions, console: Console) -> None:
         console.print(f"{plan.component}: {size} in {engine.seconds} s, {plan.folder}")
 
 
-def make_plans(options: TensorRtOptions) -> list[EnginePlan]:
+def make_plans(options: TensorRtOptions) -> "list[EnginePlan]":
     """Decide about every engine asked for.
 
     Raises:
         FewstepError: A file, size or setting is wrong, or --build finds no GPU of this target.
     """
+    from fewstep.export.tensorrt.plan import GIB, BuildSettings, plan_engine
+
     manifest = read_manifest(options.folder)
     settings = BuildSettings(
         optimization_level=options.optimization_level,
@@ -166,7 +170,7 @@ def native_size(folder: Path, manifest: Manifest) -> PictureSize:
     raise ExportError(f"{folder} does not say which size its model draws; give --size WIDTHxHEIGHT")
 
 
-def show(plan: EnginePlan, console: Console) -> None:
+def show(plan: "EnginePlan", console: Console) -> None:
     """Print one plan."""
     identity, memory = plan.identity, plan.memory
     table = Table(title=plan.component, show_header=False, title_justify="left")

@@ -1,7 +1,6 @@
 """All that is decided before TensorRT is touched: key, profiles, legality, memory, place."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,12 @@ from fewstep.export.tensorrt.legality import Report, check_graph
 from fewstep.export.tensorrt.memory import MemoryEstimate, estimate_memory
 from fewstep.export.tensorrt.profiles import make_profile, profile_problems
 from fewstep.export.tensorrt.refittable import refittable_weights
-from fewstep.export.tensorrt.sizes import CLIP_LENGTH, PictureSize, SizeRange, symbol_ranges
+from fewstep.export.tensorrt.sizes import (
+    PictureSize,
+    SizeRange,
+    symbol_ranges,
+    text_length,
+)
 from fewstep.runtime.manifest import Graph, Manifest
 from fewstep.runtime.tensorrt.cache import EngineCache
 from fewstep.runtime.tensorrt.identity import EngineIdentity, Installation
@@ -177,16 +181,6 @@ def plan_engine(
         memory=estimate_memory(onnx, largest),
         cache=cache,
     )
-
-
-def text_length(folder: Path, manifest: Manifest) -> int:
-    """Tokens of a prompt: what the host pads to, else the places of the first text encoder."""
-    stated = manifest.settings.get("tokenizer_max_length")
-    config = folder / "text_encoder" / "config.json"
-    if stated is not None or not config.is_file():
-        return int(stated or CLIP_LENGTH)
-    places = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
-    return int(places or CLIP_LENGTH)
 
 
 def sha256_of(data: bytes) -> str:

@@ -1,8 +1,10 @@
 """Which sizes an engine is built for: one range per symbol of a graph."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from fewstep.errors import ExportError
 from fewstep.runtime.manifest import Graph, Manifest
@@ -113,6 +115,16 @@ def symbol_ranges(
         _check_multiple(graph, component, symbol, found)
         ranges[symbol] = found
     return ranges
+
+
+def text_length(folder: Path, manifest: Manifest) -> int:
+    """Tokens of a prompt: what the host pads to, else the places of the first text encoder."""
+    stated = manifest.settings.get("tokenizer_max_length")
+    config = folder / "text_encoder" / "config.json"
+    if stated is not None or not config.is_file():
+        return int(stated or CLIP_LENGTH)
+    places = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
+    return int(places or CLIP_LENGTH)
 
 
 def _derived(manifest: Manifest, sizes: tuple[PictureSize, ...], text: int) -> dict[str, SizeRange]:

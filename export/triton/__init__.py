@@ -1,1 +1,1 @@
-"""Writes a model repository for NVIDIA Triton from an export folder."""
+"""Writes a model repository for NVIDIA Triton from an export folder (docs/triton.md)."""
