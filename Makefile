@@ -21,7 +21,7 @@ DEV_STAMP   := $(VENV)/dev-$(CHOICE).stamp
 OLD_PYTHON := fewstep needs Python 3.11 or newer; name one: make PYTHON=python3.11
 CHECK_PYTHON := import sys; sys.exit("$(OLD_PYTHON)" if sys.version_info < (3, 11) else 0)
 
-.PHONY: help demo test check fix nightly gpu triton tensorrt-surface wheel clean
+.PHONY: help demo test check fix nightly gpu interop triton tensorrt-surface wheel clean
 .DEFAULT_GOAL := help
 
 help:     ## this list
@@ -49,6 +49,13 @@ nightly: $(DEV_STAMP) ## the tests with the slow ones
 
 gpu: $(DEV_STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)
+
+interop: $(DEV_STAMP) ## Optimum loads our exports and draws our pictures, in an environment of its own
+	$(BIN)/python tests/export/interop_reference.py build/interop
+	$(PYTHON) -m venv build/optimum
+	build/optimum/bin/python -m pip install $(PIP_FLAGS) "$(TORCH)" "diffusers==0.37.1" "transformers==4.57.6" "huggingface-hub==0.36.2" onnx onnxruntime
+	build/optimum/bin/python -m pip install $(PIP_FLAGS) --no-deps "optimum==2.3.0" "optimum-onnx==0.1.0"
+	for name in sd15 sdxl sd3 flux-schnell; do build/optimum/bin/python tests/export/interop.py build/interop/$$name build/interop/$$name.npz || exit 1; done
 
 triton: $(DEV_STAMP) ## a real tritonserver draws from generated repositories, in its own environment
 	$(PYTHON) -m venv build/triton
