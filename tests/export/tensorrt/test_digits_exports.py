@@ -6,6 +6,7 @@ from fewstep.export.tensorrt.command import TensorRtOptions, make_plans
 from tests.digits_exports import Teacher, exported
 
 
+@pytest.mark.slow  # exports take a while
 @pytest.mark.parametrize("teacher", ["sd3", "sd15"])
 def test_every_component_is_legal(teacher: Teacher) -> None:
     folder = exported(teacher).folder
