@@ -14,6 +14,8 @@ from rich.console import Console
 
 from fewstep.errors import FewstepError
 from fewstep.export import feeds_command, onnx_command
+from fewstep.export.checking import command as check_command
+from fewstep.export.quantizing import command as quantize_command
 from fewstep.export.tensorrt import command as trt_command
 from fewstep.export.triton import command as triton_command
 from fewstep.extras import missing_extra
@@ -33,6 +35,8 @@ class Verb:
 
 VERBS = {
     "onnx": Verb(onnx_command.OnnxOptions, onnx_command.HELP, onnx_command.run),
+    "check": Verb(check_command.CheckOptions, check_command.HELP, check_command.run),
+    "quantize": Verb(quantize_command.QuantizeOptions, quantize_command.HELP, quantize_command.run),
     "feeds": Verb(feeds_command.FeedsOptions, feeds_command.HELP, feeds_command.run),
     "tensorrt": Verb(trt_command.TensorRtOptions, trt_command.HELP, trt_command.run),
     "triton": Verb(triton_command.TritonOptions, triton_command.HELP, triton_command.run),

@@ -160,7 +160,8 @@ def check_provider(provider: str) -> None:
         return
     if provider not in PROVIDERS:
         raise RuntimeSettingError(
-            f"provider {provider!r} is unknown; use auto, openvino, {', '.join(PROVIDERS)}"
+            f"provider {provider!r} is unknown; use auto, openvino, tensorrt-native, "
+            f"{', '.join(PROVIDERS)}"
         )
     raise RuntimeSettingError(
         f"this installation of onnxruntime has no {provider} provider, only {', '.join(there)}; "

@@ -45,6 +45,14 @@ def make_loader(
 
 
 def _named(folder: ExportFolder, provider: str, threads: int, has_cache: bool) -> Loader:
+    if provider == "tensorrt-native":
+        from fewstep.runtime.tensorrt.opening import TensorRtLoader
+
+        return TensorRtLoader(folder.root, folder.manifest)
+    if provider == "tensorrt":
+        from fewstep.runtime.tensorrt.preflight import check_ort_tensorrt, installed_tensorrt
+
+        check_ort_tensorrt(installed_tensorrt())
     if provider == "openvino":
         if find_spec("openvino") is None:
             raise MissingExtraError("openvino", "openvino")
