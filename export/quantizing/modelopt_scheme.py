@@ -46,7 +46,7 @@ class ModelOpt(Scheme):
             _quantizer()(
                 str(source),
                 quantize_mode=self.mode,
-                calibration_data_reader=Calibration([dict(feed) for feed in feeds]),
+                calibration_data_reader=Calibration(feeds),
                 calibration_method="max",
                 calibration_eps=PROVIDERS,
                 op_types_to_quantize=list(self.kinds),
@@ -55,6 +55,7 @@ class ModelOpt(Scheme):
                 high_precision_dtype="fp32",  # what stays float stays what the manifest says
                 mha_accumulation_dtype="fp32",
                 disable_mha_qdq=True,
+                dq_only=True,  # weights are stored rounded, not rounded anew at every build
                 output_path=str(target),
                 log_level="ERROR",
             )

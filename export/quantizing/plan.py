@@ -64,6 +64,7 @@ class Result:
 
     Attributes:
         name: Of the component.
+        opset: Of the graph that was written; some quantizers raise it.
         quantized: Layers in fewer bits.
         skipped: Layers that stayed float.
         bytes_before: Of model.onnx and model.onnx_data together.
@@ -72,6 +73,7 @@ class Result:
     """
 
     name: str
+    opset: int
     quantized: tuple[str, ...]
     skipped: tuple[str, ...]
     bytes_before: int

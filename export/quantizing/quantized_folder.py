@@ -84,7 +84,7 @@ def quantize_into(
         progress(f"quantizing {name}")
         results.append(_quantize_one(source, folder, name, plan, feeds.get(name, []), progress))
     _write_record(folder, plan, results)
-    return write_manifest(folder, _manifest(source, plan)), tuple(results)
+    return write_manifest(folder, _manifest(source, plan, results)), tuple(results)
 
 
 def _quantize_one(
@@ -112,17 +112,25 @@ def _quantize_one(
     work.mkdir()
     ir.save(model, work / "source.onnx", external_data="source.onnx_data")
     scheme.quantize(work / "source.onnx", work / "target.onnx", chosen, feeds)
-    _save(ir.load(work / "target.onnx"), folder / name)
+    made = ir.load(work / "target.onnx")
+    names = {layer.name for layer in chosen if not _is_float(made, layer)}
+    _save(made, folder / name)
     shutil.rmtree(work)
-    names = {layer.name for layer in chosen}
     return Result(
         name=name,
-        quantized=tuple(layer.name for layer in chosen),
+        opset=made.opset_imports[""],
+        quantized=tuple(layer.name for layer in every if layer.name in names),
         skipped=tuple(layer.name for layer in every if layer.name not in names),
         bytes_before=stored_bytes(source.root / name),
         bytes_after=stored_bytes(folder / name),
         sensitivities=found,
     )
+
+
+def _is_float(model: ir.Model, layer: Layer) -> bool:
+    """Whether a quantizer left a layer as it was: some have rules of their own."""
+    held = model.graph.initializers.get(layer.weight)
+    return held is not None and held.dtype == ir.DataType.FLOAT
 
 
 def _less_sensitive(
@@ -166,13 +174,12 @@ def _copy_companions(source: ExportFolder, folder: Path, components: Sequence[st
         shutil.copyfile(source.root / place, target)
 
 
-def _manifest(source: ExportFolder, plan: Plan) -> Manifest:
+def _manifest(source: ExportFolder, plan: Plan, results: Sequence[Result]) -> Manifest:
     known, precision = source.manifest, plan.scheme.precision
-    graphs: dict[str, Graph] = {
-        name: dataclasses.replace(graph, precision=precision) if name in plan.components else graph
-        for name, graph in known.graphs.items()
-        if name != FUSED
-    }
+    graphs: dict[str, Graph] = {name: g for name, g in known.graphs.items() if name != FUSED}
+    for one in results:
+        changed = dataclasses.replace(graphs[one.name], precision=precision, opset=one.opset)
+        graphs[one.name] = changed
     denoisers = chosen_components(source, ())
     return dataclasses.replace(
         known,

@@ -199,10 +199,19 @@ class Int4(Scheme):
 
 
 class Calibration:
-    """Feeds one by one, as ONNX Runtime's calibrator asks for them."""
+    """Feeds one by one, as the calibrators of ONNX Runtime and nvidia-modelopt ask for them."""
 
     def __init__(self, feeds: Sequence[Feeds]) -> None:
+        self._feeds = feeds
         self._waiting: Iterator[Feeds] = iter(feeds)
+
+    def get_first(self) -> dict[str, Any]:
+        """The first, whatever was asked for before."""
+        return dict(self._feeds[0])
+
+    def rewind(self) -> None:
+        """Begin again."""
+        self._waiting = iter(self._feeds)
 
     def get_next(self) -> dict[str, Any] | None:
         """The next, or None."""

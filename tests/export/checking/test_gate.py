@@ -1,0 +1,192 @@
+"""The gate sees what is wrong, and nothing where nothing is."""
+
+import io
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from rich.console import Console
+
+from fewstep.errors import ExportError, ExportFolderError
+from fewstep.export.checking.command import CheckOptions, run
+from fewstep.export.checking.drawing import cases_of
+from fewstep.export.checking.findings import Findings
+from fewstep.export.checking.kernels import uncovered
+from fewstep.export.checking.limits import EQUAL_DB, FLOAT32, SLOWER, is_within
+from fewstep.export.checking.overflow import scan
+from fewstep.export.checking.parity import compare_pictures, difference, relative_rms
+from fewstep.export.checking.report import amplified, to_html
+from fewstep.export.checking.speed import compare_times
+from fewstep.runtime.manifest import Measured, read_manifest
+from tests.digits_exports import exported
+from tests.export.quantizing.folders import copied, feeds, prompts_file, source
+
+GRAPH = "transformer/model.onnx"
+
+
+def told(folder: Path, **changes: object) -> str:
+    """What the command prints."""
+    stream = io.StringIO()
+    known: dict[str, object] = {"prompts": prompts_file(), "threads": 1}
+    options = CheckOptions(folder=folder, **(known | changes))  # pyright: ignore[reportArgumentType]
+    run(options, Console(file=stream, width=300))
+    return stream.getvalue()
+
+
+def figures(folder: Path, what: str, unit: str) -> list[float]:
+    return [m.value for m in read_manifest(folder).measured if (m.what, m.unit) == (what, unit)]
+
+
+def with_weight(folder: Path, change: float) -> None:
+    """Multiply one weight, as somebody would who knew what he did."""
+    model = ir.load(folder / GRAPH)
+    held = model.graph.initializers["model.transformer_blocks.0.ff.net.2.weight::T"]
+    assert held.const_value is not None
+    held.const_value = ir.tensor(held.const_value.numpy() * np.float32(change), name=held.name)
+    ir.save(model, folder / GRAPH, external_data="model.onnx_data", size_threshold_bytes=1024)
+
+
+def test_an_export_is_its_pipeline(tmp_path: Path) -> None:
+    folder, report = copied(tmp_path / "out"), tmp_path / "report.html"
+    base = {"base": "digits-sd3", "adapter": str(exported("sd3").adapter)}
+    try:
+        said = told(folder, **base, report=report)
+    except ExportError as error:  # on a machine at work the time may be missed, nothing else
+        assert "has" not in str(error)
+        said = ""
+    assert max(figures(folder, "latents", "max error")) < FLOAT32.latents  # pyright: ignore[reportOperatorIssue]
+    assert min(figures(folder, "image", "dB")) > FLOAT32.psnr_db
+    assert max(figures(folder, "image", "max error of 255")) <= 1
+    for name in ("text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder"):
+        assert max(figures(folder, name, "relative error")) < 1e-4
+    where = {m.where for m in read_manifest(folder).measured if m.what == "image"}
+    assert {"odd aspect, 64x48", "longest prompt, 64x64", "one picture, 64x64"} <= where
+    assert not said or read_manifest(folder).verified
+    assert "difference" in report.read_text(encoding="utf-8")
+
+
+def test_a_changed_weight_is_seen_and_named(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "out")
+    with_weight(folder, 1.5)
+    with pytest.raises(ExportFolderError):
+        told(folder, against=source().root)
+    with pytest.raises(ExportError, match=r"refused: .*transformer .*relative error.*latents"):
+        told(folder, against=source().root, rewrite=True)
+    manifest = read_manifest(folder)
+    assert not manifest.verified
+    missed = {m.what for m in manifest.measured if not is_within(m)}
+    assert "transformer" in missed
+    assert not {"text_encoder", "vae_decoder"} & {m.what for m in manifest.measured}  # unchanged
+
+
+def test_numbers_that_are_none_are_found(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "out")
+    clean = scan(folder / GRAPH, feeds()[0])
+    assert clean.bad == ()
+    assert clean.values > 200
+    assert 1 < clean.largest < 65504
+    with_weight(folder, np.inf)
+    found = scan(folder / GRAPH, feeds()[0])
+    assert found.bad_outputs == ("out_hidden_states",)
+    with pytest.raises(ExportError, match="transformer gives numbers that are none"):
+        told(folder, rewrite=True)
+
+
+def test_without_a_reference_nothing_is_claimed() -> None:
+    said = told(source().root)
+    assert "parity was not looked at" in said
+    assert "values looked at" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"base": "digits-sd3", "against": Path("x")}, "both given"),
+        ({"adapter": "a.safetensors"}, "give it too"),
+        ({"against": Path("missing")}, "does not exist"),
+    ],
+)
+def test_requests_that_cannot_be_served(changes: dict, said: str) -> None:
+    with pytest.raises((ExportError, ExportFolderError), match=said):
+        told(source().root, **changes)
+
+
+def test_folders_of_other_models_are_not_compared(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "out")
+    recipe = json.loads((folder / "fewstep_recipe.json").read_text())
+    recipe["grids"], recipe["default_steps"] = recipe["grids"][:1], 2
+    (folder / "fewstep_recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(ExportError, match="sampled by different recipes"):
+        told(folder, against=source().root, rewrite=True)
+
+
+def test_kernels_are_known(tmp_path: Path) -> None:
+    assert uncovered(source().root / "vae_decoder/model.onnx") == ()
+    model = onnx.load(source().root / GRAPH, load_external_data=False)
+    model.graph.node[0].op_type = "NotAnOperator"
+    onnx.save(model, tmp_path / "m.onnx")
+    assert "NotAnOperator-18" in uncovered(tmp_path / "m.onnx")
+
+
+def test_cases_cover_the_shapes() -> None:
+    one, odd, long, rest = cases_of(source(), ["a", "b", "c"])
+    assert len(one.prompts) == 1
+    assert odd.size == (64, 48)
+    assert len(odd.prompts) == 2
+    assert len(long.prompts[0].split()) > 77
+    assert rest.prompts == ("a", "b", "c")
+
+
+def test_twice_the_time_is_slower_and_equal_time_is_not() -> None:
+    slow = compare_times("x", "here", lambda _: time.sleep(0.01), lambda _: time.sleep(0.03))
+    same = compare_times("x", "here", lambda _: time.sleep(0.03), lambda _: time.sleep(0.01))
+    assert slow.ratio > 1.5
+    assert same.ratio < 1
+    found = Findings("this folder", "another", measured=slow.measured(SLOWER))
+    assert not found.is_good
+    with pytest.raises(ExportError, match=r"x takes [\d.]+ x the time of what it replaces, at mo"):
+        found.require()
+    found.require(force=True)
+    assert replace(found, measured=same.measured(SLOWER)).is_good
+
+
+def test_equal_pictures_are_equal() -> None:
+    case = cases_of(source(), ["a"])[0]
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3)).astype(np.uint8)
+    largest, psnr, ssim = compare_pictures(case, pixels, pixels, FLOAT32)
+    assert (largest.value, psnr.value, ssim.value) == (0, EQUAL_DB, 1)
+    assert all(is_within(m) for m in (largest, psnr, ssim))
+    other = pixels.copy()
+    other[0, 0, 0] ^= 128
+    assert compare_pictures(case, pixels, other, FLOAT32)[0].value == 128
+
+
+def test_what_is_no_number_misses_every_limit() -> None:
+    bad = np.array([1.0, np.nan])
+    assert difference(np.ones(2), bad) == np.inf
+    assert relative_rms(np.ones(2), bad) == np.inf
+    for unit in ("dB", "max error"):
+        nan = Measured(what="x", where="y", value=float("nan"), unit=unit, limit=1.0)
+        assert not is_within(nan)
+
+
+def test_differences_are_multiplied_until_they_are_seen() -> None:
+    wanted = np.zeros((8, 8, 3), np.uint8)
+    found = wanted.copy()
+    found[0, 0, 0] = 3
+    gap, gain = amplified(wanted, found)
+    assert (gap.max(), gain) == (96, 32)
+    assert amplified(wanted, wanted)[1] == 0
+    found[0, 0, 0] = 200
+    assert amplified(wanted, found)[1] == 1
+
+
+def test_a_report_escapes_what_users_wrote() -> None:
+    page = to_html(Findings("<script>", None, notes=("a & b",)))
+    assert "<script>" not in page
+    assert "a &amp; b" in page
