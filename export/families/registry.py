@@ -8,6 +8,7 @@ from fewstep.export.families.qwen_image import QwenImage
 from fewstep.export.families.sana import Sana
 from fewstep.export.families.stable_diffusion import StableDiffusion, StableDiffusionXl
 from fewstep.export.families.stable_diffusion_3 import StableDiffusion3
+from fewstep.export.families.wan import Wan
 from fewstep.export.families.z_image import ZImage
 
 FAMILIES: tuple[ExportFamily, ...] = (
@@ -19,6 +20,7 @@ FAMILIES: tuple[ExportFamily, ...] = (
     Sana(),
     QwenImage(),
     ZImage(),
+    Wan(),
 )
 
 

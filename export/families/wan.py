@@ -67,10 +67,11 @@ class _Transformer(nn.Module):
     def _angles(self, frames: int, rows: int, columns: int) -> Angles:
         """Cosines and sines of every token; the stock tables hold each of them twice."""
         rope = self.model.rope
-        widths = [rope.t_dim, rope.h_dim, rope.w_dim]
+        first, second = rope.t_dim // 2, (rope.t_dim + rope.h_dim) // 2
         parts = []
         for table in (rope.freqs_cos, rope.freqs_sin):
-            time, down, across = table[:, ::2].split([width // 2 for width in widths], dim=1)
+            single = table[:, ::2]
+            time, down, across = single[:, :first], single[:, first:second], single[:, second:]
             grid = (frames, rows, columns, -1)
             whole = [
                 time[:frames, None, None].expand(grid),

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 
@@ -12,11 +14,15 @@ from fewstep.export.families.pixart import pixart_transformer_part
 from fewstep.export.families.qwen_image import qwen_transformer_part
 from fewstep.export.families.registry import FAMILIES, family_of
 from fewstep.export.families.sana import sana_transformer_part
+from fewstep.export.families.wan import Wan, wan_transformer_part
 from fewstep.export.families.z_image import ZImage, z_image_transformer_part
+from fewstep.export.optimising import make_graph
 from fewstep.runtime.hosts.registry import HOSTS
 from fewstep.runtime.manifest import read_manifest
 from tests.export.tiny_exports import BY_NAME, EVERY, exported
 from tests.tiny.distilled import build_sana_sprint
+from tests.tiny.video import build_wan22
+from tests.trainer import tiny_text
 from tests.trainer.backbone_cases import with_config
 
 FORBIDDEN = {onnx.TensorProto.DOUBLE, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128}
@@ -26,8 +32,39 @@ UNREAD = ("to_add_out", "txt_mlp")
 """Of the last block, whose text states go nowhere."""
 
 
+WITHOUT_HOST = {"wan"}
+"""Exported for engines, component by component; this release does not draw videos from a folder."""
+
+
 def test_every_family_that_is_exported_has_a_host_and_the_reverse() -> None:
-    assert {family.name for family in FAMILIES} == {host.family for host in HOSTS}
+    assert {family.name for family in FAMILIES} - WITHOUT_HOST == {host.family for host in HOSTS}
+
+
+def test_wan_22_is_one_graph_per_half_of_the_noise() -> None:
+    pipe: Any = build_wan22()
+    with pytest.raises(ExportError, match="has no text_encoder"):
+        Wan().parts(pipe)
+    pipe.text_encoder = tiny_text.t5(16, multilingual=True)
+    assert [part.name for part in Wan().parts(pipe)] == [
+        "text_encoder",
+        "transformer",
+        "transformer_2",
+    ]
+
+
+@pytest.mark.slow
+def test_wan_keeps_frames_height_and_width_free() -> None:
+    part = wan_transformer_part("transformer", build_wan22().components["transformer"])
+    model = make_graph(part, opset=18)
+    found = {value.name: value.shape for value in model.graph.inputs}
+    assert str(found["hidden_states"][2]) == "num_frames"
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    for sizes in ({"num_frames": 1, "height": 6, "width": 4}, {"num_frames": 5}):
+        feeds = part.example({**part.sizes, **sizes}, seed=3)
+        with torch.no_grad():
+            wanted = part.module.eval()(*feeds.values())
+        (got,) = session.run(None, {name: value.numpy() for name, value in feeds.items()})
+        np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
 @EVERY

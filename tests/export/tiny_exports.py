@@ -133,6 +133,7 @@ EXPORTS = (
         cases.build_pixart_sigma,
         one(tiny_text.t5, 16),
         UNBINNED,
+        step=8,
         is_vp=True,
     ),
     TinyExport(
@@ -141,6 +142,7 @@ EXPORTS = (
         cases.PIXART_1024.build,
         one(tiny_text.t5, 16),
         UNBINNED,
+        step=8,
         is_vp=True,
     ),
     TinyExport("sana", "sana", cases.build_sana, one(tiny_text.gemma, 8), UNBINNED, step=32),
@@ -148,9 +150,9 @@ EXPORTS = (
         "qwen-image", "qwen-image", cases.build_qwen_image, one(tiny_text.qwen_vl, 16), step=8
     ),
     TinyExport("z-image", "z-image", cases.build_z_image, one(tiny_text.qwen3, 16)),
-    TinyExport("sd15", "sd15", cases.build_sd15, one(tiny_text.clip, 8), is_vp=True),
-    TinyExport("lcm", "sd15", build_lcm, one(tiny_text.clip, 8), is_vp=True),
-    TinyExport("sdxl", "sdxl", cases.build_sdxl, clip_pair, is_vp=True),
+    TinyExport("sd15", "sd15", cases.build_sd15, one(tiny_text.clip, 8), step=8, is_vp=True),
+    TinyExport("lcm", "sd15", build_lcm, one(tiny_text.clip, 8), step=8, is_vp=True),
+    TinyExport("sdxl", "sdxl", cases.build_sdxl, clip_pair, step=8, is_vp=True),
     TinyExport("sd3", "sd3", cases.build_sd3, sd3_encoders, step=2),
 )
 BY_NAME = {export.name: export for export in EXPORTS}

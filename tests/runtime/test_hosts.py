@@ -53,7 +53,7 @@ def test_an_odd_aspect_renoised(name: str) -> None:
     both(name, [PROMPTS[1]], 7, 3, sampler=RENOISING)
 
 
-GUIDED = {
+GUIDED: dict[str, tuple[Any, float]] = {
     "sd15": ("cfg", 3.0),
     "sdxl": ("cfg", 3.0),
     "sd3": ("cfg", 3.0),
@@ -69,7 +69,7 @@ NO_NEGATIVE = ("sd15", "qwen-image", "flux-schnell")
 @pytest.mark.parametrize("name", named(*GUIDED))
 def test_guidance_away_from_a_negative_prompt(name: str) -> None:
     mode, scale = GUIDED[name]
-    guidance: Any = Guidance(mode=mode, scale=scale, negative_prompt="works")
+    guidance = Guidance(mode=mode, scale=scale, negative_prompt="works")
     export = BY_NAME[name]
     recipe, size = export.recipe(guidance=guidance, sampler=RENOISING), export.size(4, 6)
     prompts, negative = [PROMPTS[0], PROMPTS[1]], ["blue dogs", "red"]
@@ -81,7 +81,7 @@ def test_guidance_away_from_a_negative_prompt(name: str) -> None:
 @pytest.mark.parametrize("name", named(*NO_NEGATIVE))
 def test_guidance_without_a_negative_prompt(name: str) -> None:
     mode, scale = GUIDED[name]
-    guidance: Any = Guidance(mode=mode, scale=scale, negative_prompt="works")
+    guidance = Guidance(mode=mode, scale=scale, negative_prompt="works")
     both(name, [PROMPTS[0]], 4, 4, guidance=guidance)
 
 
