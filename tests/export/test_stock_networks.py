@@ -40,7 +40,7 @@ def flux(model: Any, inputs: Inputs) -> Tensor:
 
 
 def masked(model: Any, inputs: Inputs) -> Tensor:
-    given = {**inputs, "timestep": spread(inputs["timestep"], inputs)}
+    given: dict[str, Any] = {**inputs, "timestep": spread(inputs["timestep"], inputs)}
     sized = {name: given.pop(name, None) for name in ("resolution", "aspect_ratio")}
     if model.__class__.__name__.startswith("PixArt"):
         given["added_cond_kwargs"] = sized
