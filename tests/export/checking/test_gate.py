@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,11 +55,8 @@ def with_weight(folder: Path, change: float) -> None:
 def test_an_export_is_its_pipeline(tmp_path: Path) -> None:
     folder, report = copied(tmp_path / "out"), tmp_path / "report.html"
     base = {"base": "digits-sd3", "adapter": str(exported("sd3").adapter)}
-    try:
-        said = told(folder, **base, report=report)
-    except ExportError as error:  # on a machine at work the time may be missed, nothing else
-        assert "has" not in str(error)
-        said = ""
+    with suppress(ExportError):  # on a machine at work the time may be missed: see below
+        told(folder, **base, report=report)
     assert max(figures(folder, "latents", "max error")) < FLOAT32.latents  # pyright: ignore[reportOperatorIssue]
     assert min(figures(folder, "image", "dB")) > FLOAT32.psnr_db
     assert max(figures(folder, "image", "max error of 255")) <= 1
@@ -66,7 +64,9 @@ def test_an_export_is_its_pipeline(tmp_path: Path) -> None:
         assert max(figures(folder, name, "relative error")) < 1e-4
     where = {m.where for m in read_manifest(folder).measured if m.what == "image"}
     assert {"odd aspect, 64x48", "longest prompt, 64x64", "one picture, 64x64"} <= where
-    assert not said or read_manifest(folder).verified
+    missed = {m.unit for m in read_manifest(folder).measured if not is_within(m)}
+    assert missed <= {"ratio of time"}
+    assert read_manifest(folder).verified == (not missed)
     assert "difference" in report.read_text(encoding="utf-8")
 
 

@@ -58,7 +58,7 @@ def test_many_layers_are_measured_in_groups() -> None:
 
 
 def test_calls_are_taken_from_the_whole_trajectory() -> None:
-    given = [{"x": i} for i in range(40)]  # pyright: ignore[reportArgumentType]
+    given = [{"x": i} for i in range(40)]
     taken = [one["x"] for one in spread(given, 5)]  # pyright: ignore[reportArgumentType]
     assert taken == [0, 10, 20, 29, 39]
     assert len(spread(given[:3], 5)) == 3  # pyright: ignore[reportArgumentType]
