@@ -12,6 +12,7 @@ from PIL import Image
 
 from fewstep.pipeline import FewStepPipeline
 from fewstep.recipe import FewStepRecipe, Guidance, Sampler
+from fewstep.runtime.few_step_runtime import FewStepRuntime
 from tests.export.tiny_exports import (
     BY_NAME,
     EVERY,
@@ -20,6 +21,7 @@ from tests.export.tiny_exports import (
     assert_same,
     by_pipeline,
     by_runtime,
+    exported,
     named,
     runtime_of,
 )
@@ -154,3 +156,13 @@ def image_pipeline(export: TinyExport, task: str, recipe: FewStepRecipe) -> Any:
     pipe = FewStepPipeline.wrap(kind(**parts), recipe=recipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@EVERY
+def test_a_folder_is_loaded_and_checked_by_its_path(name: str) -> None:
+    loaded = FewStepRuntime.load(exported(name), provider="cpu", has_cache=False, verify=True)
+    assert loaded.recipe == BY_NAME[name].recipe()
+    size = BY_NAME[name].size(4, 4)
+    found = by_runtime(loaded, [PROMPTS[0]], size)
+    again = by_runtime(runtime_of(name, loaded.recipe), [PROMPTS[0]], size)
+    np.testing.assert_array_equal(found.pixels, again.pixels)
