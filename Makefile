@@ -51,11 +51,11 @@ gpu: $(DEV_STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)
 
 interop: $(DEV_STAMP) ## Optimum loads our exports and draws our pictures, in an environment of its own
-	$(BIN)/python tests/export/interop_reference.py build/interop
+	$(BIN)/python -P tests/export/interop_reference.py build/interop
 	$(PYTHON) -m venv build/optimum
 	build/optimum/bin/python -m pip install $(PIP_FLAGS) "$(TORCH)" "diffusers==0.37.1" "transformers==4.57.6" "huggingface-hub==0.36.2" onnx onnxruntime
 	build/optimum/bin/python -m pip install $(PIP_FLAGS) --no-deps "optimum==2.3.0" "optimum-onnx==0.1.0"
-	for name in sd15 sdxl sd3 flux-schnell; do build/optimum/bin/python tests/export/interop.py build/interop/$$name build/interop/$$name.npz || exit 1; done
+	for name in sd15 sdxl sd3 flux-schnell; do build/optimum/bin/python -P tests/export/interop.py build/interop/$$name build/interop/$$name.npz || exit 1; done
 
 triton: $(DEV_STAMP) ## a real tritonserver draws from generated repositories, in its own environment
 	$(PYTHON) -m venv build/triton

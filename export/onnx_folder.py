@@ -111,6 +111,8 @@ def _write_companions(merged: MergedPipeline, folder: Path, parts: tuple[Part, .
             continue
         library = type(component).__module__.partition(".")[0]
         index[name] = [library, type(component).__name__]
+        if name.startswith("tokenizer"):  # reads tokenizer.json in transformers 4 and 5 alike
+            index[name] = ["transformers", "PreTrainedTokenizerFast"]
         if name.startswith(("tokenizer", "feature_extractor", "image_processor", "processor")):
             component.save_pretrained(folder / name)
     for name in ("safety_checker", "image_encoder", "feature_extractor"):

@@ -2,7 +2,7 @@
 
 Optimum's pipelines need an older transformers, so this runs in an environment of its own:
 
-    python tests/export/interop.py FOLDER REFERENCE.npz
+    python -P tests/export/interop.py FOLDER REFERENCE.npz    (-P: tests/export/ has a triton too)
 
 FOLDER is an export; REFERENCE.npz holds `latents`, `prompt` and the `pixels` that fewstep draws.
 Binding is off: with it Optimum 2.3 (optimum-onnx 0.1) writes the network's output over its input

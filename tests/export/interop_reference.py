@@ -1,8 +1,8 @@
 """Exports and reference pictures for `make interop`.
 
-    python tests/export/interop_reference.py OUT
+    python -P tests/export/interop_reference.py OUT
 
-writes OUT/<name>/ (an export of a tiny random pipeline) and OUT/<name>.npz (latents, prompt, and the
+writes OUT/<name>/ (an export of a tiny random pipeline) and OUT/<name>.npz (latents, prompt, the
 pixels that fewstep's runtime draws from them), which tests/export/interop.py reads in Optimum's
 environment.
 """
@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from fewstep.noise import NoiseBatch  # noqa: E402
 from fewstep.recipe_plan import first_noise_scale, plan_steps  # noqa: E402
+from fewstep.runtime.hosts.packing import pack  # noqa: E402
 from tests.export.tiny_exports import BY_NAME, exported, runtime_of  # noqa: E402
 
 NAMES = ("sd15", "sdxl", "sd3", "flux-schnell")
@@ -36,8 +37,9 @@ def main(out: Path) -> None:
         host = runtime._host
         shape = host.latent_shape(host.default_size)
         first = plan_steps(recipe)[0].level
+        latents = NoiseBatch([SEED]).draw(shape) * first_noise_scale(recipe, first)
         given = {
-            "latents": NoiseBatch([SEED]).draw(shape) * first_noise_scale(recipe, first),
+            "latents": _as_packed(name, latents),
             "prompt": PROMPT,
             "steps": recipe.default_steps,
             "guidance_scale": 1.0 if export.is_vp else 0.0,
@@ -47,6 +49,11 @@ def main(out: Path) -> None:
             given["max_sequence_length"] = export.text_length
         np.savez(out / f"{name}.npz", **given)
         sys.stdout.write(f"{out / name}\n")
+
+
+def _as_packed(name: str, latents: np.ndarray) -> np.ndarray:
+    """FLUX takes latents as tokens."""
+    return pack(latents) if name.startswith("flux") else latents
 
 
 if __name__ == "__main__":
