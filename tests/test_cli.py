@@ -16,9 +16,9 @@ from PIL import Image
 
 from fewstep import __version__
 from fewstep.adapters import save_adapter
-from fewstep.cli.picture_folder import PictureFolder
 from fewstep.cli.main import VERBS, main
 from fewstep.cli.output import Output, OutputOptions
+from fewstep.cli.picture_folder import PictureFolder
 from fewstep.recipe import FewStepRecipe
 from tests.tiny_pipelines import flow_recipe
 

@@ -14,6 +14,7 @@ from fewstep.extras import EXTRA_OF, missing_extra
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {
+    "modelopt": "nvidia-modelopt",
     "onnx_ir": "onnx-ir",
     "onnxruntime": "onnxruntime",
     "prometheus_client": "prometheus-client",
@@ -84,7 +85,7 @@ def test_missing_package_of_no_extra_is_not_translated() -> None:
 def test_the_named_extra_really_brings_the_package(package: str) -> None:
     requirements = PROJECT["optional-dependencies"][EXTRA_OF[package]]
     name = DISTRIBUTIONS.get(package, package)
-    assert any(r.startswith((f"{name}>", f"{name}=")) for r in requirements)
+    assert any(r.startswith((f"{name}>", f"{name}=", f"{name}[")) for r in requirements)
 
 
 def test_the_package_is_marked_as_typed() -> None:

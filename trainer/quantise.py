@@ -88,7 +88,7 @@ def packed_int8(layer: nn.Linear) -> nn.Linear:
         MissingExtraError: torchao is not installed.
     """
     try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtraError("torchao", EXTRA) from error
     quantize_(layer, Int8WeightOnlyConfig())
@@ -105,7 +105,7 @@ def packed_nf4(layer: nn.Linear) -> nn.Linear:
         MissingExtraError: bitsandbytes is not installed.
     """
     try:
-        from bitsandbytes.nn import Linear4bit, Params4bit
+        from bitsandbytes.nn import Linear4bit, Params4bit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtraError("bitsandbytes", EXTRA) from error
     packed = Linear4bit(

@@ -119,6 +119,15 @@ class RecordedTokenizer:
         value = self._recorder.input(name, ir.DataType.INT64, (FREE, length))
         return GraphArray(self._recorder, value, (FREE, length), np.int64)
 
+    def encode_with_mask(self, prompts: list[str], length: int, **template: str) -> Any:
+        """Refused: what is done to a prompt before it is tokens cannot be in the graph."""
+        raise ExportError(
+            "this family rewrites prompts and masks their padding before its text encoder, which "
+            "a fused graph of token ids cannot do; leave out --fused"
+        )
+
+    encode_longest = count = encode_with_mask
+
 
 class RecordedNoise:
     """Every draw is a slice of one input, shape (batch, draws, C, h, w)."""

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import optimum.onnxruntime  # pyright: ignore[reportMissingImports]
 import torch
-from optimum.onnxruntime import ORTDiffusionPipeline
 
 SAME = 1
 """Of 255."""
@@ -23,7 +23,8 @@ SAME = 1
 
 def draw(folder: Path, given: dict[str, np.ndarray], *, binding: bool) -> np.ndarray:
     """The picture Optimum draws from the same latents with the folder's stock scheduler."""
-    pipe = ORTDiffusionPipeline.from_pretrained(folder, export=False, use_io_binding=binding)
+    loader = optimum.onnxruntime.ORTDiffusionPipeline
+    pipe = loader.from_pretrained(folder, export=False, use_io_binding=binding)
     pipe.set_progress_bar_config(disable=True)
     arguments = {
         "prompt": str(given["prompt"]),

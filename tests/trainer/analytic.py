@@ -63,7 +63,6 @@ class ExactBackbone(Backbone):
 
     family, component = "toy", "transformer"
     lora_targets = ("head",)
-    feature_layers = ("head",)
 
     def __init__(self) -> None:
         super().__init__(None, Flow(), "x0", 0)  # pyright: ignore[reportArgumentType]
@@ -84,7 +83,13 @@ class ExactBackbone(Backbone):
     def base(self, model_id: str) -> Base:
         return Base(family="toy", prediction="x0", schedule=Schedule(kind="flow", shift=1.0))
 
-    def latent_shape(self, height_px: int = 0, width_px: int = 0) -> tuple[int, ...]:
+    @property
+    def feature_layers(self) -> tuple[str, ...]:
+        return ("head",)
+
+    def latent_shape(
+        self, height_px: int = 0, width_px: int = 0, num_frames: int = 0
+    ) -> tuple[int, ...]:
         return SHAPE
 
 

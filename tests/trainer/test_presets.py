@@ -170,5 +170,6 @@ def test_a_network_of_its_own_is_saved_as_a_component_with_its_recipe(
         **wanted, height=SIZE_PX, width=SIZE_PX, output_type="latent", generator=generators
     )[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    own: Any = backbone.denoiser
     blocks = len(pipe.transformer.transformer_blocks)
-    assert blocks == (1 if kind == "smaller" else len(backbone.denoiser.transformer_blocks))
+    assert blocks == (1 if kind == "smaller" else len(own.transformer_blocks))

@@ -67,14 +67,18 @@ class WatchedDenoiser(ExactDenoiser):
 class WatchedBackbone(ExactBackbone):
     """The exact teacher with `seen` as its feature layer, for latents of any shape."""
 
-    feature_layers = ("seen",)
-
     def __init__(self, shape: tuple[int, ...] = SHAPE) -> None:
         super().__init__()
         self.exact = WatchedDenoiser()
         self.shape = shape
 
-    def latent_shape(self, height_px: int = 0, width_px: int = 0) -> tuple[int, ...]:
+    @property
+    def feature_layers(self) -> tuple[str, ...]:
+        return ("seen",)
+
+    def latent_shape(
+        self, height_px: int = 0, width_px: int = 0, num_frames: int = 0
+    ) -> tuple[int, ...]:
         return self.shape
 
 
