@@ -1,11 +1,18 @@
 """`python -m fewstep.export onnx`: a pipeline becomes a folder."""
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from fewstep.runtime.manifest import Manifest
+
+if TYPE_CHECKING:
+    from fewstep.export.merging import MergedPipeline
 
 HELP = """\
 Export a few-step pipeline to ONNX: one folder that any machine can draw from, without torch.
@@ -14,7 +21,8 @@ The adapter is merged into the base (and the merge is checked), every component 
 free batch, height, width and sequence, and tokenizers, scheduler and recipe go beside them. The
 folder has the layout of Optimum's ORTDiffusionPipeline; fewstep.runtime draws by the recipe.
 
-Before the folder is put in its place, every graph is compared with the network it was made from.
+Before the folder is put in its place, every graph is compared with the network it was made from,
+and the folder's pictures and speed with the pipeline's; what differs or is slower is not published.
 
 Examples:
   fewstep export onnx --base digits-sd3 --adapter student.safetensors --out exported
@@ -42,10 +50,49 @@ class OnnxOptions:
     """Also write the whole pipeline as one graph: token ids and noise in, picture out."""
     fused_steps: int | None = None
     """Step count of the fused graph; the recipe's own where none is given."""
+    report: Path | None = None
+    """HTML page with pictures side by side, differences and speed."""
     overwrite: bool = False
     """Replace what is in --out."""
     force: bool = False
-    """Publish even if a graph differs from its network more than it should."""
+    """Publish even if it differs from the pipeline more than it should, or is slower."""
+
+
+def check_pictures(
+    merged: "MergedPipeline",
+    folder: Path,
+    manifest: Manifest,
+    options: OnnxOptions,
+    progress: Callable[[str], None],
+) -> Manifest:
+    """The pipeline's own pictures and speed beside the folder's, where the runtime drives it.
+
+    Raises:
+        ExportError: The folder differs from its pipeline or is slower, and --force is not given.
+    """
+    from fewstep.export.checking.gate import examine
+    from fewstep.export.checking.prompts import read_prompts
+    from fewstep.export.checking.reference import merged_reference
+    from fewstep.export.checking.report import to_html
+    from fewstep.export.onnx_folder import write_manifest
+    from fewstep.runtime.cache_folder import write_whole
+    from fewstep.runtime.export_folder import ExportFolder
+    from fewstep.runtime.hosts.registry import HOSTS
+
+    if manifest.family not in {host.family for host in HOSTS}:
+        return manifest
+    write_manifest(folder, manifest)
+    found = examine(
+        ExportFolder.open(folder), merged_reference(merged), read_prompts(None), progress=progress
+    )
+    if options.report is not None:
+        write_whole(options.report, to_html(found))
+    found.require(force=options.force)
+    return dataclasses.replace(
+        manifest,
+        measured=(*manifest.measured, *found.measured),
+        verified=manifest.verified and found.is_good,
+    )
 
 
 def run(options: OnnxOptions, console: Console) -> None:
@@ -76,5 +123,6 @@ def run(options: OnnxOptions, console: Console) -> None:
                 tell("fused graph")
                 manifest = add_fused(folder, manifest, merged.recipe, options.fused_steps)
                 manifest = verify_fused(folder, write_manifest(folder, manifest))
+            manifest = check_pictures(merged, folder, manifest, options, tell)
             write_manifest(folder, manifest)
     console.print(f"wrote {options.out}: {', '.join(manifest.graphs)}", highlight=False)

@@ -76,7 +76,8 @@ class Findings:
             return
         reasons = [*self.problems, *(in_words(m) for m in worst_of_each(self.missed))]
         raise ExportError(
-            f"{self.label} is refused: {'; '.join(reasons)} (publish it all the same with --force)"
+            f"{self.label} is refused: {'; '.join(reasons)} (publish it all the same with "
+            "--force; on a busy machine figures of time are worth little)"
         )
 
     def entered(self, manifest: Manifest) -> Manifest:
