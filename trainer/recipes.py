@@ -115,9 +115,13 @@ def digits_default(model: str, num_steps: int = 4) -> TrainConfig:
 
 def quick(config: TrainConfig) -> TrainConfig:
     """The same, shorter and rougher."""
-    match = dataclasses.replace(DEFAULT_METHOD.match, num_steps=40)
-    warm = dataclasses.replace(DEFAULT_METHOD.warm_start, num_steps=100)
-    method = dataclasses.replace(DEFAULT_METHOD, warm_start=warm, match=match)
+    method = config.method
+    if isinstance(method, WarmDmd2):
+        match = dataclasses.replace(method.match, num_steps=60)
+        warm = dataclasses.replace(method.warm_start, num_steps=60)
+        method = dataclasses.replace(method, warm_start=warm, match=match)
+    elif isinstance(method, Dmd2):
+        method = Dmd2(match=dataclasses.replace(method.match, num_steps=100))
     return dataclasses.replace(
         config, method=method, evaluation=EvaluationConfig(every=100, num_images=500)
     )

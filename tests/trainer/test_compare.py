@@ -41,7 +41,8 @@ def test_every_method_runs_once_and_the_main_ten_with_every_seed() -> None:
 def test_all_runs_have_one_budget_and_one_batch(name: str, model: str, tmp_path: Path) -> None:
     config = Entry(name, model, 2).config(tmp_path, 1000)
     assert (config.budget, config.batch_size, config.seed, config.model) == (1000, 32, 2, model)
-    assert config.guidance_scale == (1.2 if model == "digits-sd3" else 2.0)
+    shown = {"digits-sd3": 1.2, "digits-sd15": 1.5 if name in DEFAULTS else 2.0}
+    assert config.guidance_scale == shown[model]
 
 
 def test_the_best_method_is_first_and_seeds_become_a_spread() -> None:
