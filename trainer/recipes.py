@@ -77,7 +77,7 @@ def on_digits(
 
 # A short trajectory warm start, then matching whose noise levels lean to the noisy end.
 DEFAULT_METHOD = WarmDmd2(
-    warm_start=TrajectoryConfig(num_steps=150, learning_rate=2e-3, teacher_substeps=4),
+    warm_start=TrajectoryConfig(num_steps=500, learning_rate=2e-3, teacher_substeps=4),
     match=MatchConfig(
         num_steps=250,
         learning_rate=6e-4,
