@@ -80,7 +80,7 @@ def check_pictures(
     from fewstep.runtime.hosts.registry import HOSTS
 
     if manifest.family not in {host.family for host in HOSTS}:
-        return manifest
+        return manifest  # `run` says so
     write_manifest(folder, manifest)
     found = examine(
         ExportFolder.open(folder), merged_reference(merged), read_prompts(None), progress=progress
@@ -101,7 +101,7 @@ def run(options: OnnxOptions, console: Console) -> None:
     from fewstep.export.gate import check_graphs
     from fewstep.export.merging import load_merged
     from fewstep.export.onnx_folder import write_folder, write_manifest
-    from fewstep.export.writing import whole_folder
+    from fewstep.export.writing import check_target, whole_folder
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -110,8 +110,9 @@ def run(options: OnnxOptions, console: Console) -> None:
         def tell(what: str) -> None:
             progress.update(task, description=what)
 
+        check_target(options.out, overwrite=options.overwrite)
+        merged = load_merged(resolve_base(options.base), options.adapter, options.recipe)
         with whole_folder(options.out, overwrite=options.overwrite) as folder:
-            merged = load_merged(resolve_base(options.base), options.adapter, options.recipe)
             manifest = write_folder(
                 merged, folder, opset=options.opset, precision=options.precision, progress=tell
             )
@@ -126,3 +127,9 @@ def run(options: OnnxOptions, console: Console) -> None:
             manifest = check_pictures(merged, folder, manifest, options, tell)
             write_manifest(folder, manifest)
     console.print(f"wrote {options.out}: {', '.join(manifest.graphs)}", highlight=False)
+    if not any(measured.what == "image" for measured in manifest.measured):
+        console.print(
+            f"no host of ours draws {manifest.family}: graphs were compared with their networks, "
+            "pictures and speed with nothing",
+            highlight=False,
+        )

@@ -104,7 +104,10 @@ def versions() -> dict[str, str]:
 
 def _write_companions(merged: MergedPipeline, folder: Path, parts: tuple[Part, ...]) -> None:
     pipe, recipe = merged.pipe, merged.recipe
-    index: dict[str, Any] = {"_class_name": type(pipe).__name__, "_diffusers_version": "0.42.1"}
+    index: dict[str, Any] = {
+        "_class_name": type(pipe).__name__,
+        "_diffusers_version": version("diffusers"),
+    }
     for name, component in pipe.components.items():
         if component is None:
             index[name] = [None, None]

@@ -1,6 +1,5 @@
 """Files of an export folder: graphs with one data file each, checksums, whole or not at all."""
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,12 +10,12 @@ import onnx_ir as ir
 
 from fewstep.errors import ExportError
 from fewstep.export.part import Part, Port
+from fewstep.runtime.export_folder import file_sha256
 from fewstep.runtime.manifest import ElementType, Graph, Precision, StoredFile, Tensor
 
 MODEL, DATA = "model.onnx", "model.onnx_data"
 INLINE = 1024
 """Weights below this many bytes stay in the graph's own file."""
-CHUNK = 1 << 22
 ELEMENT_TYPES: dict[ir.DataType, ElementType] = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
@@ -35,28 +34,42 @@ def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         ExportError: `out` has files in it and is not to be replaced, or the disk is full.
     """
+    check_target(out, overwrite=overwrite)
     out = out.absolute()
-    if out.exists() and not out.is_dir():
-        raise ExportError(f"{out} is a file; name a folder with --out")
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise ExportError(
-            f"{out} is not empty; name another folder, or replace it with --overwrite"
-        )
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial, old = (
+        out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("partial", "old")
+    )
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         yield partial
         if out.exists():
-            shutil.rmtree(out)
+            os.replace(out, old)  # kept until the new one is in its place
         os.replace(partial, out)
     except OSError as error:
+        if old.exists() and not out.exists():
+            os.replace(old, out)
         raise ExportError(
             f"{out} could not be written ({error.strerror or error}); make room or choose another "
             "place, nothing was left behind"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_target(out: Path, *, overwrite: bool = False) -> None:
+    """Refuse a place that holds something else, before the long work begins.
+
+    Raises:
+        ExportError: `out` is a file, or has files in it and is not to be replaced.
+    """
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file; name a folder with --out")
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise ExportError(
+            f"{out} is not empty; name another folder, or replace it with --overwrite"
+        )
 
 
 def save_graph(model: ir.Model, folder: Path) -> None:
@@ -103,14 +116,5 @@ def stored_files(folder: Path) -> dict[str, StoredFile]:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()
         if name != "manifest.json":
-            found[name] = StoredFile(bytes=file.stat().st_size, sha256=sha256_of(file))
+            found[name] = StoredFile(bytes=file.stat().st_size, sha256=file_sha256(file))
     return found
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -17,10 +17,10 @@ from fewstep.export.tensorrt.sizes import (
     symbol_ranges,
     text_length,
 )
+from fewstep.runtime.export_folder import file_sha256
 from fewstep.runtime.manifest import Graph, Manifest
 from fewstep.runtime.tensorrt.cache import EngineCache
 from fewstep.runtime.tensorrt.identity import EngineIdentity, Installation
-from fewstep.runtime.tensorrt.opening import file_sha256
 
 DATA = "model.onnx_data"
 GIB = 1 << 30

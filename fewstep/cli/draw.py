@@ -8,10 +8,8 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 from fewstep import __version__
-from fewstep.cli.generate import SIZE
 from fewstep.cli.output import Output, OutputOptions
-from fewstep.cli.picture_folder import PictureFolder
-from fewstep.errors import ConfigError
+from fewstep.cli.picture_folder import PictureFolder, check_request
 from fewstep.noise import image_seeds
 
 HELP = """\
@@ -53,13 +51,7 @@ class Draw:
     output: OmitArgPrefixes[OutputOptions] = OutputOptions()
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} must be >= 1, got {getattr(self, name)}"
-                )
-        if self.size is not None and not SIZE.fullmatch(self.size):
-            raise ConfigError(f"--size must be HEIGHTxWIDTH such as 512x768, got {self.size}")
+        check_request(self.num_images, self.batch_size, self.seed, self.size)
 
 
 def run(options: Draw, output: Output) -> None:

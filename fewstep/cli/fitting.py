@@ -10,8 +10,9 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 from fewstep.cli.bases import SHIPPED, resolve_base
-from fewstep.cli.generate import SIZE, pick_device
+from fewstep.cli.generate import pick_device
 from fewstep.cli.output import Output, OutputOptions, rows_table
+from fewstep.cli.picture_folder import SIZE
 from fewstep.errors import ConfigError, PipelineError
 from fewstep.recipe import FewStepRecipe
 

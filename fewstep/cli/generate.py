@@ -1,6 +1,5 @@
 """`fewstep generate`: draw pictures with a base and a few-step adapter."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from tyro.conf import OmitArgPrefixes
 from fewstep import __version__
 from fewstep.cli.bases import resolve_base
 from fewstep.cli.output import Output, OutputOptions
-from fewstep.cli.picture_folder import PictureFolder
+from fewstep.cli.picture_folder import PictureFolder, check_request
 from fewstep.errors import ConfigError, PipelineError
-from fewstep.noise import MAX_SEED, image_seeds
+from fewstep.noise import image_seeds
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,8 +32,6 @@ Examples:
       --prompt "a handwritten one" "a handwritten two" --num-images 4 --steps 2 --seed 7
   fewstep generate --base stable-diffusion-v1-5/stable-diffusion-v1-5 \\
       --adapter lcm.safetensors --recipe lcm.json --prompt "a lighthouse" --size 512x768"""
-
-SIZE = re.compile(r"[1-9]\d*x[1-9]\d*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,15 +65,7 @@ class Generate:
     output: OmitArgPrefixes[OutputOptions] = OutputOptions()
 
     def __post_init__(self) -> None:
-        if self.num_images < 1 or self.batch_size < 1:
-            raise ConfigError(
-                f"--num-images and --batch-size must be >= 1, got {self.num_images} "
-                f"and {self.batch_size}"
-            )
-        if not 0 <= self.seed <= MAX_SEED:
-            raise ConfigError(f"--seed must be 0 to 2**64 - 1, got {self.seed}")
-        if self.size is not None and not SIZE.fullmatch(self.size):
-            raise ConfigError(f"--size must be HEIGHTxWIDTH such as 512x768, got {self.size}")
+        check_request(self.num_images, self.batch_size, self.seed, self.size)
 
 
 def run(options: Generate, output: Output) -> None:

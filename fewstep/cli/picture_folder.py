@@ -1,15 +1,18 @@
-"""PNG files under running numbers, with their facts inside."""
+"""PNG files under running numbers, with their facts inside; what a request for them may say."""
 
 import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.errors import ConfigError
+from fewstep.noise import MAX_SEED
 from fewstep.recipe import METADATA_KEY
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SIZE = re.compile(r"[1-9]\d*x[1-9]\d*")
 NUMBER = re.compile(r"(\d+)-seed\d+\.png")
 
 
@@ -46,3 +49,19 @@ class PictureFolder:
         image.save(path, pnginfo=text)
         self._next += 1
         self.saved.append({"file": str(path), "prompt": facts["prompt"], "seed": facts["seed"]})
+
+
+def check_request(num_images: int, batch_size: int, seed: int, size: str | None) -> None:
+    """Refuse counts, seeds and sizes that no picture can have.
+
+    Raises:
+        ConfigError: One is out of range; the message names the option.
+    """
+    if num_images < 1 or batch_size < 1:
+        raise ConfigError(
+            f"--num-images and --batch-size must be >= 1, got {num_images} and {batch_size}"
+        )
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"--seed must be 0 to 2**64 - 1, got {seed}")
+    if size is not None and not SIZE.fullmatch(size):
+        raise ConfigError(f"--size must be HEIGHTxWIDTH such as 512x768, got {size}")

@@ -9,8 +9,6 @@ from fewstep.recipe import SIDECAR_NAME, FewStepRecipe
 from fewstep.runtime.manifest import Manifest, read_manifest
 from fewstep.runtime.tokens import PromptTokenizer
 
-CHUNK = 1 << 22
-
 
 @dataclass(frozen=True, slots=True)
 class ExportFolder:
@@ -78,12 +76,20 @@ def check_sums(folder: Path, manifest: Manifest) -> None:
         ExportFolderError: The first that was changed.
     """
     for name, stored in manifest.files.items():
-        digest = hashlib.sha256()
-        with open(folder / name, "rb") as stream:
-            while chunk := stream.read(CHUNK):
-                digest.update(chunk)
-        if digest.hexdigest() != stored.sha256:
+        if file_sha256(folder / name) != stored.sha256:
             raise ExportFolderError(
                 f"{name} in {folder} is not the file that was written (its checksum differs); "
                 "export again, or run `fewstep export check --rewrite` if you changed it on purpose"
             )
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        ExportFolderError: It is missing.
+    """
+    if not file.is_file():
+        raise ExportFolderError(f"{file} is missing; copy the whole folder, or export again")
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -67,18 +67,27 @@ class OnnxLoader:
         file = self._folder / graph.file
         if not file.is_file():
             raise ExportFolderError(f"{file} is missing; export again, or copy the whole folder")
-        options = self._options()
         optimised = self._optimised(graph)
-        if optimised is not None and optimised.is_file():
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            return OnnxSession(self._open(optimised, options), graph, self.name)
-        return OnnxSession(self._make(file, options, optimised), graph, self.name)
+        kept = None if optimised is None else self._kept(optimised)
+        return OnnxSession(kept or self._made(file, optimised), graph, self.name)
 
-    def _make(self, file: Path, options: Any, optimised: Path | None) -> ort.InferenceSession:
+    def _kept(self, optimised: Path) -> ort.InferenceSession | None:
+        """The optimised copy; None where there is none, or it is damaged."""
+        if not optimised.is_file():
+            return None
+        options = self._options()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            return self._open(optimised, options)
+        except ExportFolderError:  # a cache: it is made again
+            shutil.rmtree(optimised.parent, ignore_errors=True)
+            return None
+
+    def _made(self, file: Path, optimised: Path | None) -> ort.InferenceSession:
+        options = self._options()
         if optimised is None:
             return self._open(file, options)
         partial = optimised.parent.with_name(f".{optimised.parent.name}.{os.getpid()}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
         options.optimized_model_filepath = str(partial / optimised.name)
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", f"{optimised.name}_data"
@@ -87,13 +96,15 @@ class OnnxLoader:
             "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
         )
         try:
+            partial.mkdir(parents=True, exist_ok=True)
             made = self._open(file, options)
             os.replace(partial, optimised.parent)
-        except OSError:  # somebody else made it meanwhile, or the disk is full: it is only a cache
-            made = self._open(file, self._options())
+            return made
+        except (OSError, ExportFolderError):
+            # Somebody else made it meanwhile, or the disk is full or read-only: it is only a cache.
+            return self._open(file, self._options())
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return made
 
     def _options(self) -> Any:
         options = ort.SessionOptions()

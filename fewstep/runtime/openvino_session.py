@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ class OpenVinoLoader:
         }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
+        kept = cache_folder() / "openvino"
         if has_cache:
-            settings["CACHE_DIR"] = str(cache_folder() / "openvino")
+            with suppress(OSError):  # a read-only home: graphs are compiled at every start
+                kept.mkdir(parents=True, exist_ok=True)
+                settings["CACHE_DIR"] = str(kept)
         self._settings = settings
 
     def load(self, graph: Graph) -> Session:

@@ -2,7 +2,9 @@
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -80,7 +82,8 @@ def _fastest(folder: ExportFolder, threads: int, has_cache: bool) -> str:
     seconds = compare(folder, there, threads)
     best = min(seconds, key=seconds.__getitem__)
     if choice is not None:
-        write_whole(choice, json.dumps({"provider": best, "seconds": seconds}, indent=1))
+        with suppress(OSError):  # a read-only home: it is measured again next time
+            write_whole(choice, json.dumps({"provider": best, "seconds": seconds}, indent=1))
     return best
 
 
@@ -101,7 +104,7 @@ def candidates() -> list[str]:
 def compare(folder: ExportFolder, names: list[str], threads: int) -> dict[str, float]:
     """Seconds that one call of denoiser and decoder take on each engine.
 
-    An engine that fails is left out; at least one must not.
+    An engine that fails is left out with a warning; at least one must not.
     """
     found: dict[str, float] = {}
     problem: FewstepError | None = None
@@ -110,6 +113,7 @@ def compare(folder: ExportFolder, names: list[str], threads: int) -> dict[str, f
             found[name] = _seconds(folder, _named(folder, name, threads, has_cache=False))
         except FewstepError as error:
             problem = error
+            warnings.warn(f"provider {name} is left out: {error}", stacklevel=2)
     if not found:
         assert problem is not None
         raise problem

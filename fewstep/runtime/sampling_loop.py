@@ -88,7 +88,8 @@ class Loop:
 
     def _output(self, sample: np.ndarray, planned: PlannedStep) -> np.ndarray:
         guided, timestep = self.guided, planned.reading.timestep
-        session = self.denoisers[planned.expert or 0 if len(self.denoisers) > 1 else 0]
+        expert = planned.expert if len(self.denoisers) > 1 else None
+        session = self.denoisers[expert or 0]
         if guided.unconditional is None:
             return self._call(session, sample, timestep, guided.condition)
         both = joined([guided.unconditional, guided.condition])

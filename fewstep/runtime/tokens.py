@@ -113,8 +113,14 @@ class PromptTokenizer:
 
     def _id_of(self, token: Any) -> int:
         content = token.get("content") if isinstance(token, dict) else token
-        found = None if content is None else self._tokenizer.token_to_id(content)
-        return 0 if found is None else int(found)
+        if content is None:
+            return 0  # never padded with
+        found = self._tokenizer.token_to_id(content)
+        if found is None:
+            raise ExportFolderError(
+                f"the tokenizer pads with {content!r}, which it does not know; export again"
+            )
+        return int(found)
 
 
 def _levels_to_user() -> int:

@@ -90,29 +90,6 @@ def spread(encoder: torch.nn.Module) -> None:
                 weight.mul_(10.0)
 
 
-def clip_pair() -> dict[str, Any]:
-    return {
-        "tokenizer": tiny_text.tokenizer(),
-        "tokenizer_2": tiny_text.tokenizer(),
-        "text_encoder": tiny_text.clip(32),
-        "text_encoder_2": tiny_text.clip(32, projected=True),
-    }
-
-
-def flux_encoders() -> dict[str, Any]:
-    return {**clip_pair(), "text_encoder_2": tiny_text.t5(32)}
-
-
-def sd3_encoders() -> dict[str, Any]:
-    names = {f"tokenizer{n}": tiny_text.tokenizer() for n in ("", "_2", "_3")}
-    clips = {f"text_encoder{n}": tiny_text.clip(8, projected=True) for n in ("", "_2")}
-    return {**names, **clips, "text_encoder_3": tiny_text.t5(16)}
-
-
-def one(encoder: Callable[[int], Any], width: int) -> Callable[[], dict[str, Any]]:
-    return lambda: {"tokenizer": tiny_text.tokenizer(), "text_encoder": encoder(width)}
-
-
 def build_lcm() -> Any:
     """A latent consistency model: its UNet is told the guidance scale."""
     pipe = cases.build_sd15()
@@ -125,13 +102,15 @@ def build_lcm() -> Any:
 
 UNBINNED = {"use_resolution_binning": False}
 EXPORTS = (
-    TinyExport("flux-dev", "flux", cases.FLUX_DEV.build, flux_encoders, text_length=16),
-    TinyExport("flux-schnell", "flux", cases.FLUX_SCHNELL.build, flux_encoders, text_length=16),
+    TinyExport("flux-dev", "flux", cases.FLUX_DEV.build, tiny_text.flux_encoders, text_length=16),
+    TinyExport(
+        "flux-schnell", "flux", cases.FLUX_SCHNELL.build, tiny_text.flux_encoders, text_length=16
+    ),
     TinyExport(
         "pixart-sigma",
         "pixart",
         cases.build_pixart_sigma,
-        one(tiny_text.t5, 16),
+        tiny_text.one(tiny_text.t5, 16),
         UNBINNED,
         step=8,
         is_vp=True,
@@ -140,20 +119,28 @@ EXPORTS = (
         "pixart-alpha-1024",
         "pixart",
         cases.PIXART_1024.build,
-        one(tiny_text.t5, 16),
+        tiny_text.one(tiny_text.t5, 16),
         UNBINNED,
         step=8,
         is_vp=True,
     ),
-    TinyExport("sana", "sana", cases.build_sana, one(tiny_text.gemma, 8), UNBINNED, step=32),
     TinyExport(
-        "qwen-image", "qwen-image", cases.build_qwen_image, one(tiny_text.qwen_vl, 16), step=8
+        "sana", "sana", cases.build_sana, tiny_text.one(tiny_text.gemma, 8), UNBINNED, step=32
     ),
-    TinyExport("z-image", "z-image", cases.build_z_image, one(tiny_text.qwen3, 16)),
-    TinyExport("sd15", "sd15", cases.build_sd15, one(tiny_text.clip, 8), step=8, is_vp=True),
-    TinyExport("lcm", "sd15", build_lcm, one(tiny_text.clip, 8), step=8, is_vp=True),
-    TinyExport("sdxl", "sdxl", cases.build_sdxl, clip_pair, step=8, is_vp=True),
-    TinyExport("sd3", "sd3", cases.build_sd3, sd3_encoders, step=2),
+    TinyExport(
+        "qwen-image",
+        "qwen-image",
+        cases.build_qwen_image,
+        tiny_text.one(tiny_text.qwen_vl, 16),
+        step=8,
+    ),
+    TinyExport("z-image", "z-image", cases.build_z_image, tiny_text.one(tiny_text.qwen3, 16)),
+    TinyExport(
+        "sd15", "sd15", cases.build_sd15, tiny_text.one(tiny_text.clip, 8), step=8, is_vp=True
+    ),
+    TinyExport("lcm", "sd15", build_lcm, tiny_text.one(tiny_text.clip, 8), step=8, is_vp=True),
+    TinyExport("sdxl", "sdxl", cases.build_sdxl, tiny_text.clip_pair, step=8, is_vp=True),
+    TinyExport("sd3", "sd3", cases.build_sd3, tiny_text.sd3_encoders, step=2),
 )
 BY_NAME = {export.name: export for export in EXPORTS}
 QUICK = ("qwen-image",)

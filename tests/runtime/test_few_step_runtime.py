@@ -78,12 +78,32 @@ def test_openvino_agrees() -> None:
 
 
 def test_auto_measures_once_and_remembers(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")  # with one engine there is nothing to choose
     first = runtime(provider="auto")
-    kept = list((tmp_path / "cache" / "providers").glob("*.json"))
+    (kept,) = (tmp_path / "cache" / "providers").glob("*.json")
     assert first.provider in ("cpu", "openvino")
-    if len(kept) == 1:  # with one engine there is nothing to choose
-        kept[0].write_text('{"provider": "cpu"}')
-        assert runtime(provider="auto").provider == "cpu"
+    for remembered in ("cpu", "openvino"):
+        kept.write_text(f'{{"provider": "{remembered}"}}')
+        assert runtime(provider="auto").provider == remembered
+
+
+def test_it_draws_without_a_place_for_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = runtime()(PROMPTS[0], seed=5).pixels
+    (tmp_path / "file").write_text("no folder can be made below a file")
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "file"))
+    assert np.array_equal(runtime()(PROMPTS[0], seed=5).pixels, wanted)
+    assert furthest(runtime(provider="auto")(PROMPTS[0], seed=5).pixels, wanted) <= 1
+
+
+def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
+    wanted = runtime()(PROMPTS[0], seed=5).pixels
+    graphs = list((tmp_path / "cache" / "graphs").glob("*/model.onnx"))
+    for graph in graphs:
+        graph.write_bytes(b"damaged")
+    assert np.array_equal(runtime()(PROMPTS[0], seed=5).pixels, wanted)
+    assert all(graph.stat().st_size > 1000 for graph in graphs)
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:

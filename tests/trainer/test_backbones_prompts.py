@@ -60,29 +60,6 @@ class TextCase:
         return pipe
 
 
-def clip_pair() -> dict[str, Any]:
-    return {
-        "tokenizer": tiny_text.tokenizer(),
-        "tokenizer_2": tiny_text.tokenizer(),
-        "text_encoder": tiny_text.clip(32),
-        "text_encoder_2": tiny_text.clip(32, projected=True),
-    }
-
-
-def flux_encoders() -> dict[str, Any]:
-    return {**clip_pair(), "text_encoder_2": tiny_text.t5(32)}
-
-
-def sd3_encoders() -> dict[str, Any]:
-    names = {f"tokenizer{n}": tiny_text.tokenizer() for n in ("", "_2", "_3")}
-    clips = {f"text_encoder{n}": tiny_text.clip(8, projected=True) for n in ("", "_2")}
-    return {**names, **clips, "text_encoder_3": tiny_text.t5(16)}
-
-
-def one(encoder: Callable[[int], Any], width: int) -> Callable[[], dict[str, Any]]:
-    return lambda: {"tokenizer": tiny_text.tokenizer(), "text_encoder": encoder(width)}
-
-
 def umt5(width: int) -> Any:
     return tiny_text.t5(width, multilingual=True)
 
@@ -90,24 +67,26 @@ def umt5(width: int) -> Any:
 PLAIN = {"guidance_scale": 3.0, "use_resolution_binning": False}
 WITH_FRAMES = {"guidance_scale": 3.0, "num_frames": 5}
 CASES = (
-    TextCase(SD15, one(tiny_text.clip, 8), null_first=True),
-    TextCase(SDXL, clip_pair, null_first=True),
-    TextCase(SD3, sd3_encoders, null_first=True),
-    TextCase(FLUX_DEV, flux_encoders, {"true_cfg_scale": 3.0, "negative_prompt": ["", ""]}),
-    TextCase(PIXART, one(tiny_text.t5, 16), PLAIN, null_first=True),
-    TextCase(SANA, one(tiny_text.gemma, 8), PLAIN, null_first=True),
+    TextCase(SD15, tiny_text.one(tiny_text.clip, 8), null_first=True),
+    TextCase(SDXL, tiny_text.clip_pair, null_first=True),
+    TextCase(SD3, tiny_text.sd3_encoders, null_first=True),
+    TextCase(
+        FLUX_DEV, tiny_text.flux_encoders, {"true_cfg_scale": 3.0, "negative_prompt": ["", ""]}
+    ),
+    TextCase(PIXART, tiny_text.one(tiny_text.t5, 16), PLAIN, null_first=True),
+    TextCase(SANA, tiny_text.one(tiny_text.gemma, 8), PLAIN, null_first=True),
     TextCase(
         QWEN_IMAGE,
-        one(tiny_text.qwen_vl, 16),
+        tiny_text.one(tiny_text.qwen_vl, 16),
         {"true_cfg_scale": 3.0, "negative_prompt": [" ", " "]},
     ),
-    TextCase(Z_IMAGE, one(tiny_text.qwen3, 16)),
-    TextCase(WAN21, one(umt5, 16), WITH_FRAMES),
-    TextCase(WAN22, one(umt5, 16), WITH_FRAMES),
+    TextCase(Z_IMAGE, tiny_text.one(tiny_text.qwen3, 16)),
+    TextCase(WAN21, tiny_text.one(umt5, 16), WITH_FRAMES),
+    TextCase(WAN22, tiny_text.one(umt5, 16), WITH_FRAMES),
 )
 SIGMA = TextCase(
     PIXART,
-    one(tiny_text.t5, 16),
+    tiny_text.one(tiny_text.t5, 16),
     PLAIN,
     null_first=True,
     build=build_pixart_sigma,

@@ -1,5 +1,6 @@
 """Tiny random text encoders of every kind that a family uses, and one tokenizer for all."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -113,3 +114,26 @@ def qwen_vl(width: int) -> Any:
         video_token_id=59,
     )
     return stock.Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def clip_pair() -> dict[str, Any]:
+    return {
+        "tokenizer": tokenizer(),
+        "tokenizer_2": tokenizer(),
+        "text_encoder": clip(32),
+        "text_encoder_2": clip(32, projected=True),
+    }
+
+
+def flux_encoders() -> dict[str, Any]:
+    return {**clip_pair(), "text_encoder_2": t5(32)}
+
+
+def sd3_encoders() -> dict[str, Any]:
+    names = {f"tokenizer{n}": tokenizer() for n in ("", "_2", "_3")}
+    clips = {f"text_encoder{n}": clip(8, projected=True) for n in ("", "_2")}
+    return {**names, **clips, "text_encoder_3": t5(16)}
+
+
+def one(encoder: Callable[[int], Any], width: int) -> Callable[[], dict[str, Any]]:
+    return lambda: {"tokenizer": tokenizer(), "text_encoder": encoder(width)}

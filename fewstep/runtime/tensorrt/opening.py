@@ -1,9 +1,9 @@
 """From an export folder to a session: finds the engine that fits this machine."""
 
-import hashlib
 from pathlib import Path
 
 from fewstep.errors import ExportFolderError
+from fewstep.runtime.export_folder import file_sha256
 from fewstep.runtime.manifest import Graph, Manifest
 from fewstep.runtime.tensorrt.cache import FOLDER, EngineCache, fitting_engine
 from fewstep.runtime.tensorrt.preflight import this_installation
@@ -75,15 +75,3 @@ def open_session(
         weight_budget_bytes=weight_budget_bytes,
         weights_from=folder / graph.file if engine.needs_weights else None,
     )
-
-
-def file_sha256(file: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal.
-
-    Raises:
-        ExportFolderError: It is missing.
-    """
-    if not file.is_file():
-        raise ExportFolderError(f"{file} is missing; export again")
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

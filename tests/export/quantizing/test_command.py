@@ -10,10 +10,9 @@ import pytest
 from rich.console import Console
 
 from fewstep.errors import ExportError, ExportFolderError, FewstepError, RecipeVersionError
-from fewstep.export import writing
 from fewstep.export.checking.limits import LIMITS, Limits
 from fewstep.export.quantizing.command import QuantizeOptions, run
-from fewstep.runtime.export_folder import ExportFolder
+from fewstep.runtime.export_folder import ExportFolder, file_sha256
 from fewstep.runtime.few_step_runtime import FewStepRuntime
 from fewstep.runtime.manifest import read_manifest
 from tests.export.quantizing.folders import copied, prompts_file, source
@@ -108,7 +107,7 @@ def test_a_recipe_of_a_newer_major_is_refused(tmp_path: Path) -> None:
     told = json.loads(manifest.read_text())
     told["files"]["fewstep_recipe.json"] = {
         "bytes": recipe.stat().st_size,
-        "sha256": writing.sha256_of(recipe),
+        "sha256": file_sha256(recipe),
     }
     manifest.write_text(json.dumps(told))
     with pytest.raises(RecipeVersionError):
