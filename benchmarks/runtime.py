@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from diffusers import DiffusionPipeline  # noqa: E402
 
 from fewstep.export.__main__ import main as export  # noqa: E402
 from fewstep.pipeline import FewStepPipeline  # noqa: E402
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("digits", "sd15"), default="digits")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--cold-repeats", type=int, default=3)
+    parser.add_argument("--teacher-repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="torch.compile the denoiser too")
     parser.add_argument("--keep", type=Path, help="folder for the model and its export")
@@ -93,6 +95,7 @@ def main() -> None:
             argv = ["onnx", "--base", base, "--out", str(folder), "--fused", "--force"]
             assert export([*argv, *(["--adapter", adapter] if adapter else [])]) == 0
         steady(options, base, adapter, folder)
+        teacher(options, base, folder)
         cold(options, base, adapter, folder)
 
 
@@ -151,6 +154,35 @@ def steady(options: Any, base: str, adapter: str | None, folder: Path) -> None:
         error = np.abs(first[name] - wanted).max() if name in first else ""
         ms = f"{1e3 * middle:.0f} ms ({1e3 * low:.0f}-{1e3 * high:.0f})"
         print(f"| {name} | {ms} | {middle / reference:.3f} | {error} |")
+
+
+def teacher(options: Any, base: str, folder: Path) -> None:
+    """The student in four steps against the teacher in fifty with guidance, in turns."""
+    stock: Any = DiffusionPipeline.from_pretrained(base)
+    stock.set_progress_bar_config(disable=True)
+    student = FewStepRuntime.load(folder, threads=options.threads)
+    draws: dict[str, Draw] = {
+        "teacher, 50 steps, guidance 5, diffusers": lambda: (
+            stock(PROMPT, num_inference_steps=50, guidance_scale=5.0, output_type="np").images
+        ),
+        f"student, 4 steps, runtime, auto ({student.provider})": (
+            lambda: student(PROMPT, seed=1).pixels
+        ),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in draws}
+    student(PROMPT, seed=1)  # warm
+    for _ in range(options.teacher_repeats):
+        for name, draw in draws.items():
+            start = time.perf_counter()
+            draw()
+            taken[name].append(time.perf_counter() - start)
+    reference = statistics.median(next(iter(taken.values())))
+    print("\n| end to end | median (least-most) | to the teacher |")
+    print("| --- | --- | --- |")
+    for name, values in taken.items():
+        middle = statistics.median(values)
+        spread = f"{min(values):.2f}-{max(values):.2f}"
+        print(f"| {name} | {middle:.2f} s ({spread}) | {middle / reference:.4f} |")
 
 
 def _compiled(base: str, adapter: str | None) -> Draw:
