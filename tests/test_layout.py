@@ -45,7 +45,7 @@ HOMES = {  # outside library -> the places that may import it
     "onnxruntime": ["export", "fewstep/runtime"],
     "tensorrt": ["export", "fewstep/runtime"],
     "fastapi": ["fewstep/serve"],
-    "comfy": ["comfy_nodes"],
+    **dict.fromkeys(("comfy", "comfy_api", "folder_paths"), ["comfy_nodes"]),
     "tyro": ["fewstep/cli", "trainer", "export", "fewstep/digits"],
 }
 
@@ -204,6 +204,8 @@ def test_the_runtime_never_imports_torch_not_even_later() -> None:
         ("fewstep/sampling", "fewstep.recipe"),
         ("fewstep/noise_schedule", "fewstep.sampling"),
         ("fewstep/noise", "fewstep.sampling"),
+        ("fewstep/adapters", "fewstep.comfy_install"),
+        ("fewstep/runtime", "fewstep.comfy_install"),
     ],
 )
 def test_lower_modules_do_not_import_upper_ones(lower: str, upper: str) -> None:

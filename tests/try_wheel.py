@@ -14,6 +14,7 @@ import importlib, pkgutil, sysconfig
 from pathlib import Path
 import fewstep
 
+HOSTS = ("comfy", "comfy_api", "folder_paths", "latent_preview", "nodes", "node_helpers")
 site = Path(sysconfig.get_path("purelib"))
 assert Path(fewstep.__file__).is_relative_to(site), fewstep.__file__
 for leak in ("trainer", "export", "comfy_nodes", "tests"):
@@ -23,8 +24,13 @@ weights = list((site / "fewstep" / "digits").rglob("*.safetensors"))
 assert weights, "the shipped weights are missing from the wheel"
 names = [module.name for module in pkgutil.walk_packages(fewstep.__path__, "fewstep.")]
 for name in names:
-    if not name.endswith("__main__"):
+    if name.endswith("__main__"):
+        continue
+    try:
         importlib.import_module(name)
+    except ModuleNotFoundError as error:  # nodes are nothing without ComfyUI
+        is_node = name.startswith("fewstep.comfy_nodes.")
+        assert is_node and error.name.split(".")[0] in HOSTS, f"{name}: {error}"
 print(f"{len(names)} modules import; {len(weights)} weight files")
 """
 

@@ -1,7 +1,8 @@
 """`fewstep <verb>`: picks the verb, runs it, turns errors into exit statuses.
 
 Exit status: 0 done, 1 a bug in fewstep (with a traceback), 2 the request cannot be served (one
-sentence on stderr), 3 `fewstep doctor` found what spoils pictures, 130 stopped with Ctrl-C.
+sentence on stderr), 3 `fewstep doctor` found what spoils pictures, or `fewstep comfy install
+--check` a pack that is not ready, 130 stopped with Ctrl-C.
 """
 
 import logging
@@ -15,7 +16,19 @@ from typing import Annotated, Any, NoReturn, Union
 import tyro
 
 from fewstep import __version__
-from fewstep.cli import convert, demo, doctor, draw, evaluate, generate, grid, inspect, solver, zoo
+from fewstep.cli import (
+    comfy,
+    convert,
+    demo,
+    doctor,
+    draw,
+    evaluate,
+    generate,
+    grid,
+    inspect,
+    solver,
+    zoo,
+)
 from fewstep.cli.output import Output
 from fewstep.errors import FewstepError
 from fewstep.extras import missing_extra
@@ -61,6 +74,7 @@ VERBS = {
     "inspect": Verb(inspect.Inspect, inspect.HELP, inspect.run),
     "eval": Verb(evaluate.Evaluate, evaluate.HELP, evaluate.run),
     "convert": Verb(convert.Convert, convert.HELP, convert.run),
+    "comfy": Verb(comfy.Comfy, comfy.HELP, comfy.run),
     "doctor": Verb(doctor.Doctor, doctor.HELP, doctor.run),
     "zoo": Verb(zoo.Zoo, zoo.HELP, zoo.run),
     "grid": Verb(grid.Grid, grid.HELP, grid.run),
