@@ -1,4 +1,4 @@
-"""What differs between ComfyUI releases, asked of ComfyUI itself and never guessed from a version."""
+"""What differs between ComfyUI releases, asked of ComfyUI itself, not guessed from a version."""
 
 import inspect
 from collections.abc import Callable

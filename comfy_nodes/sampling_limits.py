@@ -11,17 +11,9 @@ def check_can_sample(recipe: FewStepRecipe) -> None:
     Raises:
         RecipeError: The message says why, and what samples it.
     """
-    reason = beyond_comfyui(recipe) or _beyond_the_sampler(recipe)
+    reason = beyond_comfyui(recipe)
     if reason is not None:
         raise RecipeError(
             f"The Few-Step nodes cannot sample this recipe: {reason}; sample it with fewstep's "
             "FewStepPipeline, or with the software of its authors."
         )
-
-
-def _beyond_the_sampler(recipe: FewStepRecipe) -> str | None:
-    if recipe.second_stage is not None:
-        return "it has a second stage, which enlarges the result of the first"
-    if recipe.base.schedule.kind == "flow" and recipe.base.prediction != "flow":
-        return f"flow models of ComfyUI predict a velocity, not {recipe.base.prediction}"
-    return None
