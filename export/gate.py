@@ -42,7 +42,7 @@ def check_graphs(
     """
     loader = OnnxLoader(folder, manifest.files, "cpu", has_cache=False)
     found: list[Measured] = []
-    for part in merged.family.parts(merged.pipe):
+    for part in merged.parts():
         progress(f"checking {part.name}")
         session = loader.load(manifest.graphs[part.name])
         for sizes in shapes(part):

@@ -19,7 +19,8 @@ Export a few-step pipeline to ONNX: one folder that any machine can draw from, w
 
 The adapter is merged into the base (and the merge is checked), every component becomes a graph with
 free batch, height, width and sequence, and tokenizers, scheduler and recipe go beside them. The
-folder has the layout of Optimum's ORTDiffusionPipeline; fewstep.runtime draws by the recipe.
+folder has the layout of Optimum's ORTDiffusionPipeline; fewstep.runtime draws by the recipe. An
+adapter with phase experts (a folder, a file for each) gives one denoiser per expert.
 
 Before the folder is put in its place, every graph is compared with the network it was made from,
 and the folder's pictures and speed with the pipeline's; what differs or is slower is not published.
@@ -39,7 +40,7 @@ class OnnxOptions:
     out: Path
     """Folder to write; appears when everything in it is whole."""
     adapter: str | None = None
-    """The few-step LoRA; none if the base is few-step already."""
+    """The few-step LoRA, or a folder with one per expert; none if the base is few-step already."""
     recipe: Path | None = None
     """Recipe file to use in place of the adapter's."""
     precision: Literal["fp32", "fp16"] = "fp32"
@@ -111,11 +112,10 @@ def run(options: OnnxOptions, console: Console) -> None:
             progress.update(task, description=what)
 
         check_target(options.out, overwrite=options.overwrite)
-        merged = load_merged(resolve_base(options.base), options.adapter, options.recipe)
+        base = resolve_base(options.base)
+        merged = load_merged(base, options.adapter, options.recipe, options.precision)
         with whole_folder(options.out, overwrite=options.overwrite) as folder:
-            manifest = write_folder(
-                merged, folder, opset=options.opset, precision=options.precision, progress=tell
-            )
+            manifest = write_folder(merged, folder, opset=options.opset, progress=tell)
             manifest = check_graphs(merged, folder, manifest, force=options.force, progress=tell)
             if options.fused:
                 from fewstep.export.fused.fusing import add_fused

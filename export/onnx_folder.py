@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 
-from fewstep.errors import ExportError
 from fewstep.export.merging import MergedPipeline
 from fewstep.export.optimising import make_graph
-from fewstep.export.part import Part
 from fewstep.export.writing import graph_entry, save_graph, stored_files
 from fewstep.pipeline.stock_scheduler import stock_scheduler
 from fewstep.recipe import SIDECAR_NAME
-from fewstep.runtime.manifest import FILE, FORMAT, MAJOR, Graph, Manifest, Precision
+from fewstep.runtime.manifest import FILE, FORMAT, MAJOR, Graph, Manifest
 
 PACKAGES = ("fewstep", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 OPSET = 18
@@ -26,21 +24,18 @@ Progress = Callable[[str], None]
 
 
 def write_folder(
-    merged: MergedPipeline, folder: Path, *, opset: int, precision: Precision, progress: Progress
+    merged: MergedPipeline, folder: Path, *, opset: int, progress: Progress
 ) -> Manifest:
     """Write graphs, configurations, tokenizers, scheduler, recipe and manifest.
 
     Args:
-        merged: The pipeline; its modules are converted to the precision in place.
+        merged: The pipeline.
         folder: An empty folder.
         opset: Of the graphs.
-        precision: fp32 or fp16; others are made from the fp32 graphs afterwards.
         progress: Told the name of every component before it is exported.
     """
-    set_precision(merged, precision)
     graphs: dict[str, Graph] = {}
-    parts = merged.family.parts(merged.pipe)
-    for part in parts:
+    for part in merged.parts():
         progress(part.name)
         model = make_graph(part, opset=opset)
         save_graph(model, folder / part.name)
@@ -48,13 +43,14 @@ def write_folder(
         graphs[part.name] = graph_entry(
             model, part, opset=opset, precision="fp16" if part.dtype == torch.float16 else "fp32"
         )
-    _write_companions(merged, folder, parts)
+    _write_companions(merged, folder)
     manifest = Manifest(
         format=f"{FORMAT}/{MAJOR}",
         family=merged.family.name,
         pipeline=type(merged.pipe).__name__,
-        precision=precision,
+        precision=merged.precision,
         graphs=graphs,
+        experts=merged.expert_graphs,
         settings={k: float(v) for k, v in merged.family.settings(merged.pipe).items()},
         texts=merged.family.texts(merged.pipe),
         licence=merged.recipe.provenance.licence,
@@ -71,26 +67,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return whole
 
 
-def set_precision(merged: MergedPipeline, precision: Precision) -> None:
-    """Convert the networks in place.
-
-    An autoencoder whose configuration says that it overflows in half precision stays in float32.
-
-    Raises:
-        ExportError: The precision is not one that torch's modules are traced in.
-    """
-    if precision == "fp32":
-        return
-    if precision != "fp16":
-        raise ExportError(
-            f"graphs are traced in fp32 or fp16, not {precision}; quantize afterwards"
-        )
-    for name, module in merged.pipe.components.items():
-        if isinstance(module, torch.nn.Module):
-            overflows = name == "vae" and getattr(module.config, "force_upcast", False)
-            module.to(torch.float32 if overflows else torch.float16)
-
-
 def versions() -> dict[str, str]:
     """Versions of the packages that shaped the folder."""
     found = {}
@@ -102,7 +78,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write_companions(merged: MergedPipeline, folder: Path, parts: tuple[Part, ...]) -> None:
+def _write_companions(merged: MergedPipeline, folder: Path) -> None:
     pipe, recipe = merged.pipe, merged.recipe
     index: dict[str, Any] = {
         "_class_name": type(pipe).__name__,

@@ -1,9 +1,11 @@
 """What an export folder is held against: the pipeline it was made from, or another folder."""
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -70,26 +72,45 @@ def pipeline_reference(
 def merged_reference(merged: "MergedPipeline") -> Reference:
     """The torch pipeline that was exported; pictures come from FewStepPipeline itself."""
     from fewstep.export.checking.torch_engine import TorchLoader
-
-    parts = merged.family.parts(merged.pipe)
-    loader = KeepingLoader(TorchLoader(parts))
-    return Reference("torch", loader, pictures=lambda case: _pictures(merged, case))
-
-
-def _pictures(merged: "MergedPipeline", case: Case) -> np.ndarray:
-    import warnings
-
     from fewstep.pipeline import FewStepPipeline
 
-    pipe = FewStepPipeline.wrap(merged.pipe, recipe=merged.recipe, probe=False)
+    if merged.experts:
+        return _experts_reference(merged)
+
+    def pictures(case: Case) -> np.ndarray:
+        pipe = FewStepPipeline.wrap(merged.pipe, recipe=merged.recipe, probe=False)
+        try:
+            return _drawn(pipe, case)
+        finally:
+            pipe.unwrap()
+
+    parts = merged.family.parts(merged.pipe)
+    return Reference("torch", KeepingLoader(TorchLoader(parts)), pictures=pictures)
+
+
+def _experts_reference(merged: "MergedPipeline") -> Reference:
+    """The pipeline with its experts unmerged, which stays wrapped: one network serves them all."""
+    from fewstep.export.checking.torch_engine import TorchLoader
+    from fewstep.export.experts import wrapped_experts
+
+    pipe: Any = wrapped_experts(merged.pipe, merged.experts, merged.recipe)
+    name = merged.family.denoiser
+    if merged.precision == "fp16":
+        pipe.components[name].to(merged.dtype)
+    switch = pipe._fewstep.experts
+    parts = {part.name: part for part in merged.family.parts(pipe)}
+    parts |= {e.graph: replace(parts[name], name=e.graph) for e in merged.experts}
+    prepare = {e.graph: partial(switch.turn_to, i) for i, e in enumerate(merged.experts)}
+    loader = TorchLoader(tuple(parts.values()), prepare)
+    return Reference("torch", KeepingLoader(loader), pictures=partial(_drawn, pipe))
+
+
+def _drawn(pipe: Any, case: Case) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     height, width = case.size
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # prompts are cut for every engine alike
-            found = pipe(list(case.prompts), seed=case.seed, height=height, width=width)
-    finally:
-        pipe.unwrap()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # prompts are cut for every engine alike
+        found = pipe(list(case.prompts), seed=case.seed, height=height, width=width)
     return np.stack([np.asarray(image) for image in found.images])
 
 

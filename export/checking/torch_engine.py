@@ -1,7 +1,7 @@
 """The torch modules that graphs were made from, as an engine of the runtime."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,14 +14,24 @@ from fewstep.runtime.session import Feeds, Session
 
 @dataclass(slots=True)
 class TorchSession:
-    """A part run by torch; see `Session`. Inputs take the module's own element type."""
+    """A part run by torch; see `Session`. Inputs take the module's own element type.
+
+    Attributes:
+        part: What is run.
+        graph: Its manifest entry.
+        provider: "torch".
+        prepare: Called before each run, where several parts share a module.
+    """
 
     part: Part
     graph: Graph
     provider: str = "torch"
+    prepare: Callable[[], None] | None = None
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """See `Session.run`."""
+        if self.prepare is not None:
+            self.prepare()
         with torch.no_grad():
             given = [self._tensor(name, feeds) for name in self._inputs]
             found = self.part.module.eval()(*given)
@@ -47,10 +57,12 @@ class TorchLoader:
 
     Attributes:
         parts: Of the pipeline, every one that has a graph.
+        prepare: Name of a part -> what puts its weights into the module it shares.
         name: Of the engine.
     """
 
     parts: tuple[Part, ...]
+    prepare: Mapping[str, Callable[[], None]] = field(default_factory=dict)
     name: str = "torch"
 
     def load(self, graph: Graph) -> Session:
@@ -62,6 +74,6 @@ class TorchLoader:
         wanted = graph.file.partition("/")[0]
         for part in self.parts:
             if part.name == wanted:
-                return TorchSession(part, graph)
+                return TorchSession(part, graph, prepare=self.prepare.get(wanted))
         known = ", ".join(part.name for part in self.parts)
         raise ExportError(f"the base has no {wanted}, only {known}; was the folder made from it?")

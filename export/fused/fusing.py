@@ -53,8 +53,6 @@ def add_fused(
         raise ExportError(
             "this recipe guides, and a fused graph is for models without; leave out --fused"
         )
-    if len(recipe.experts) > 1:
-        raise ExportError("this recipe has experts, which are not fused; leave out --fused")
     recorder = Recorder()
     opset = max(graph.opset for graph in manifest.graphs.values())
     pixels = _record(recorder, folder, manifest, recipe, num_steps)
@@ -91,8 +89,10 @@ def _record(
 
     def session(name: str) -> Any:
         if name not in sessions:
-            graph = manifest.graphs[name]
-            sessions[name] = RecordedSession(recorder, name, graph, folder / graph.file)
+            graph, experts = manifest.graphs[name], manifest.experts
+            twins = [e for e in experts if e in sessions] if name in experts else []
+            file = folder / graph.file
+            sessions[name] = RecordedSession(recorder, name, graph, file, twins)
         return sessions[name]
 
     def tokenizer(name: str) -> Any:
@@ -108,7 +108,7 @@ def _record(
     first = noise.draw(shape) * np.float32(first_noise_scale(recipe, steps[0].level))
     loop = Loop(
         host=host,
-        denoisers=(session(host.denoiser),),
+        denoisers=tuple(session(name) for name in host.denoisers),
         plan=steps,
         guided=Guided(condition, None, 1.0),
         size=size,

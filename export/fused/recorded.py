@@ -25,14 +25,19 @@ class RecordedSession:
         name: The component, before the names of its weights.
         graph: Its manifest entry.
         file: Its ONNX file.
+        twins: Components recorded before that may have some of the same weights: those that are
+            equal in name, type and bytes are kept once, under the first twin's name.
     """
 
     provider = "recorded"
 
-    def __init__(self, recorder: Recorder, name: str, graph: Graph, file: Path) -> None:
+    def __init__(
+        self, recorder: Recorder, name: str, graph: Graph, file: Path, twins: Sequence[str] = ()
+    ) -> None:
         self.graph = graph
-        self._recorder, self._name = recorder, name
+        self._recorder, self._name, self._twins = recorder, name, tuple(twins)
         self._model = ir.load(file)
+        self._weights: dict[str, ir.Value] = {}
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """See `Session.run`; gives GraphArrays."""
@@ -55,7 +60,7 @@ class RecordedSession:
         for value in graph.inputs:
             known[value] = given[str(value.name)].value
         for name, value in graph.initializers.items():
-            known[value] = self._recorder.weight(f"{self._name}.{name}", value.const_value)
+            known[value] = self._weight(name, value.const_value)
         for node in _needed(graph, wanted):
             inputs = [None if v is None else known[v] for v in node.inputs]
             copies = self._recorder.node(
@@ -69,6 +74,22 @@ class RecordedSession:
                 new.type, new.shape = old.type, old.shape  # ranks are read when folding
                 known[old] = new
         return {str(v.name): known[v] for v in graph.outputs if v.name in wanted}
+
+    def _weight(self, name: str, tensor: Any) -> ir.Value:
+        if name not in self._weights:
+            known = self._recorder.weights
+            names = [f"{twin}.{name}" for twin in self._twins]
+            same = [n for n in names if n in known and is_same(known[n].const_value, tensor)]
+            chosen = same[0] if same else f"{self._name}.{name}"
+            self._weights[name] = self._recorder.weight(chosen, tensor)
+        return self._weights[name]
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two tensors are equal in type, shape and bytes."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return one.tobytes() == other.tobytes()
 
 
 def _needed(graph: ir.Graph, wanted: set[str]) -> list[ir.Node]:

@@ -94,7 +94,7 @@ def run(options: QuantizeOptions, console: Console) -> None:
     from fewstep.export.checking.gate import examine
     from fewstep.export.checking.prompts import read_prompts
     from fewstep.export.checking.reference import folder_reference
-    from fewstep.export.quantizing.quantized_folder import open_float_folder
+    from fewstep.export.quantizing.quantized_folder import FUSED, open_float_folder
     from fewstep.export.writing import whole_folder
     from fewstep.runtime.export_folder import ExportFolder
 
@@ -122,6 +122,11 @@ def run(options: QuantizeOptions, console: Console) -> None:
     show(results, console)
     word = "and passes" if found.is_good else "though it fails"
     console.print(f"wrote {options.out}: {options.precision}, {word}", highlight=False)
+    if FUSED in source.manifest.graphs:
+        console.print(
+            "without a fused graph, which is made of float networks only: draw from the components",
+            highlight=False,
+        )
 
 
 def _check(options: QuantizeOptions) -> None:

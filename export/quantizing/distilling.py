@@ -119,9 +119,14 @@ def distil(
         progress: Told of every recording.
 
     Raises:
-        ExportError: A component is no denoiser, or the folder was not made from this pipeline.
+        ExportError: A component is no denoiser, experts share one, or the folder was not made
+            from this pipeline.
     """
-    parts = {part.name: part for part in merged.family.parts(merged.pipe)}
+    if merged.experts:
+        raise ExportError(
+            "--distil trains a network as a whole, and this model's experts share one; leave it out"
+        )
+    parts = {part.name: part for part in merged.parts()}
     weights: dict[str, dict[str, np.ndarray]] = {}
     before, after = 0.0, 0.0
     for name in plan.components:

@@ -51,8 +51,7 @@ def chosen_components(folder: ExportFolder, names: Sequence[str]) -> tuple[str, 
         ExportError: The folder has no such graph.
     """
     host = host_of(folder.manifest.family)
-    own = [expert.component for expert in folder.recipe.experts if expert.component is not None]
-    chosen = tuple(names) or tuple(own) or (host.denoiser,)
+    chosen = tuple(names) or folder.manifest.experts or (host.denoiser,)
     there = [name for name in folder.manifest.graphs if name != FUSED]
     for name in chosen:
         if name not in there:
@@ -184,6 +183,7 @@ def _manifest(source: ExportFolder, plan: Plan, results: Sequence[Result]) -> Ma
     return dataclasses.replace(
         known,
         graphs=graphs,
+        settings={k: v for k, v in known.settings.items() if k != f"{FUSED}_steps"},
         precision=precision if set(denoisers) & set(plan.components) else known.precision,
         measured=(),
         verified=False,

@@ -93,9 +93,14 @@ def fused_graph(folder: ExportFolder) -> Graph:
     """The fused graph of a folder.
 
     Raises:
-        RuntimeSettingError: It was exported without one.
+        RuntimeSettingError: It was exported without one, or is quantized.
     """
-    graph = folder.manifest.graphs.get(NAME)
+    graph, precision = folder.manifest.graphs.get(NAME), folder.manifest.precision
+    if graph is None and precision not in ("fp32", "fp16"):
+        raise RuntimeSettingError(
+            f"{folder.root} is in {precision}, and fused graphs are made of float networks only; "
+            "use FewStepRuntime, or the fused graph of the float folder"
+        )
     if graph is None:
         raise RuntimeSettingError(
             f"{folder.root} has no fused graph; export with --fused, or use FewStepRuntime"

@@ -101,6 +101,7 @@ class Manifest:
         pipeline: Class of the stock pipeline, also in model_index.json.
         precision: Of the denoiser.
         graphs: Component name -> its graph; "fused" is the whole pipeline.
+        experts: The graph that serves each of the recipe's experts; empty without experts.
         settings: What the family's host needs beyond the graphs (scaling factors, text lengths).
         texts: What the family's host puts around prompts ("before", "after").
         files: Every other file of the folder.
@@ -116,6 +117,7 @@ class Manifest:
     pipeline: str
     precision: Precision
     graphs: dict[str, Graph]
+    experts: tuple[str, ...] = ()
     settings: dict[str, float] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     files: dict[str, StoredFile] = field(default_factory=dict)

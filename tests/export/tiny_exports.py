@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fewstep.export.families.registry import family_of
-from fewstep.export.merging import MergedPipeline
+from fewstep.export.merging import MergedPipeline, set_precision
 from fewstep.export.onnx_folder import write_folder
 from fewstep.pipeline import FewStepPipeline
 from fewstep.recipe import FewStepRecipe
@@ -22,6 +22,7 @@ from fewstep.runtime.export_folder import ExportFolder
 from fewstep.runtime.few_step_runtime import FewStepRuntime
 from fewstep.runtime.hosts.packing import unpack
 from fewstep.runtime.hosts.registry import host_of
+from fewstep.runtime.manifest import Precision
 from fewstep.runtime.providers import make_loader
 from tests.tiny.parts import stock
 from tests.tiny_pipelines import flow_recipe, vp_recipe
@@ -158,22 +159,24 @@ EVERY = pytest.mark.parametrize("name", named(*(export.name for export in EXPORT
 
 
 @functools.cache
-def exported(name: str) -> Path:
+def exported(name: str, precision: Precision = "fp32", opset: int = 18) -> Path:
     """The export folder of a pipeline, made once."""
     keeper = tempfile.TemporaryDirectory(prefix="fewstep-export-")
     atexit.register(keeper.cleanup)
     export, folder = BY_NAME[name], Path(keeper.name)
     pipe = export.pipeline()
-    merged = MergedPipeline(pipe, export.recipe(), family_of(type(pipe).__name__), 0.0)
+    family = family_of(type(pipe).__name__)
+    merged = MergedPipeline(pipe, export.recipe(), family, 0.0, precision)
+    set_precision(merged, precision)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
-        write_folder(merged, folder, opset=18, precision="fp32", progress=lambda _: None)
+        write_folder(merged, folder, opset=opset, progress=lambda _: None)
     return folder
 
 
-def runtime_of(name: str, recipe: FewStepRecipe) -> FewStepRuntime:
-    """The runtime on an exported folder, sampled by another recipe."""
-    opened = replace(ExportFolder.open(exported(name)), recipe=recipe)
+def runtime_of(name: str, recipe: FewStepRecipe, *form: Any) -> FewStepRuntime:
+    """The runtime on an exported folder (of a precision and opset), sampled by another recipe."""
+    opened = replace(ExportFolder.open(exported(name, *form)), recipe=recipe)
     loader = make_loader(opened, "cpu", threads=1, has_cache=False)
     return FewStepRuntime(opened, loader, host_of(opened.manifest.family))
 

@@ -91,8 +91,7 @@ class Host(ABC):
     @property
     def denoisers(self) -> tuple[str, ...]:
         """Graphs of the denoiser: one, or one per expert in the recipe's order."""
-        own = [expert.component for expert in self.recipe.experts if expert.component is not None]
-        return tuple(own) or (self.denoiser,)
+        return self.manifest.experts or (self.denoiser,)
 
     def shift(self, size: Size, steps: int | None) -> float | None:
         """The size-dependent shift of recipes that have one; `steps` None is their default."""

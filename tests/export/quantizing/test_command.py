@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fewstep.errors import ExportError, ExportFolderError, FewstepError, RecipeVersionError
+from fewstep.errors import (
+    ExportError,
+    ExportFolderError,
+    FewstepError,
+    RecipeVersionError,
+    RuntimeSettingError,
+)
 from fewstep.export.checking.limits import LIMITS, Limits
 from fewstep.export.quantizing.command import QuantizeOptions, run
 from fewstep.runtime.export_folder import ExportFolder, file_sha256
 from fewstep.runtime.few_step_runtime import FewStepRuntime
+from fewstep.runtime.fused_runtime import FusedRuntime
 from fewstep.runtime.manifest import read_manifest
 from tests.export.quantizing.folders import copied, prompts_file, source
 
@@ -52,6 +59,10 @@ def test_a_published_folder_draws_and_says_what_was_measured(tmp_path: Path) -> 
     assert "x); 31 layers quantized, 1 stay float" in told.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     pixels = FewStepRuntime.load(out, provider="cpu", has_cache=False)("a seven", seed=1).pixels
     assert pixels.std() > 1
+    assert "without a fused graph, which is made of float" in told.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "fused_steps" not in opened.manifest.settings
+    with pytest.raises(RuntimeSettingError, match="is in int8-dynamic, and fused graphs are"):
+        FusedRuntime.load(out)
     page = report.read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") >= 12
     assert "http" not in re.sub(r"base64,[^\"]+", "", page)  # nothing is fetched
