@@ -8,6 +8,9 @@ TORCH     ?= torch==2.13.0
 # make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 VENV      ?= .venv
+# Three builds that match, whatever is newest of each: ComfyUI imports all of them.
+COMFY_TORCH ?= torch torchvision torchaudio
+COMFYUI_PATH ?=
 OUT       ?= demo-out
 ARGS      ?=
 
@@ -21,7 +24,7 @@ DEV_STAMP   := $(VENV)/dev-$(CHOICE).stamp
 OLD_PYTHON := fewstep needs Python 3.11 or newer; name one: make PYTHON=python3.11
 CHECK_PYTHON := import sys; sys.exit("$(OLD_PYTHON)" if sys.version_info < (3, 11) else 0)
 
-.PHONY: help demo test check fix nightly gpu interop triton tensorrt-surface wheel clean
+.PHONY: help demo test check fix nightly gpu comfy interop triton tensorrt-surface wheel clean
 .DEFAULT_GOAL := help
 
 help:     ## this list
@@ -49,6 +52,14 @@ nightly: $(DEV_STAMP) ## the tests with the slow ones
 
 gpu: $(DEV_STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)
+
+comfy:    ## tests inside the ComfyUI at COMFYUI_PATH, in an environment of its own; writes the parity table
+	test -f "$(COMFYUI_PATH)/comfy/sd.py" || { echo "say where ComfyUI is: make comfy COMFYUI_PATH=..."; exit 2; }
+	$(PYTHON) -m venv build/comfy
+	build/comfy/bin/python -m pip install $(PIP_FLAGS) $(COMFY_TORCH)
+	build/comfy/bin/python -m pip install $(PIP_FLAGS) -r "$(COMFYUI_PATH)/requirements.txt" requests -e ".[train,dev]"
+	COMFYUI_PATH="$(COMFYUI_PATH)" build/comfy/bin/python -m pytest -q -m comfy tests/comfy $(ARGS)
+	COMFYUI_PATH="$(COMFYUI_PATH)" build/comfy/bin/python tests/comfy/table.py --write
 
 interop: $(DEV_STAMP) ## Optimum loads our exports and draws our pictures, in an environment of its own
 	$(BIN)/python -P tests/export/interop_reference.py build/interop

@@ -28,9 +28,9 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from diffusers import DiffusionPipeline  # noqa: E402
 
 from fewstep.export.__main__ import main as export  # noqa: E402
+from fewstep.loading import load_stock_pipeline  # noqa: E402
 from fewstep.pipeline import FewStepPipeline  # noqa: E402
 from fewstep.recipe import SIDECAR_NAME  # noqa: E402
 from fewstep.runtime.few_step_runtime import FewStepRuntime  # noqa: E402
@@ -158,7 +158,7 @@ def steady(options: Any, base: str, adapter: str | None, folder: Path) -> None:
 
 def teacher(options: Any, base: str, folder: Path) -> None:
     """The student in four steps against the teacher in fifty with guidance, in turns."""
-    stock: Any = DiffusionPipeline.from_pretrained(base)
+    stock: Any = load_stock_pipeline(base)
     stock.set_progress_bar_config(disable=True)
     student = FewStepRuntime.load(folder, threads=options.threads)
     draws: dict[str, Draw] = {
@@ -169,8 +169,11 @@ def teacher(options: Any, base: str, folder: Path) -> None:
             lambda: student(PROMPT, seed=1).pixels
         ),
     }
+    fused = FusedRuntime.load(folder, threads=options.threads)
+    draws["student, 4 steps, fused graph, cpu"] = lambda: fused(PROMPT, seed=1).pixels
     taken: dict[str, list[float]] = {name: [] for name in draws}
     student(PROMPT, seed=1)  # warm
+    fused(PROMPT, seed=1)
     for _ in range(options.teacher_repeats):
         for name, draw in draws.items():
             start = time.perf_counter()
@@ -181,8 +184,8 @@ def teacher(options: Any, base: str, folder: Path) -> None:
     print("| --- | --- | --- |")
     for name, values in taken.items():
         middle = statistics.median(values)
-        spread = f"{min(values):.2f}-{max(values):.2f}"
-        print(f"| {name} | {middle:.2f} s ({spread}) | {middle / reference:.4f} |")
+        spread = f"{min(values):.3f}-{max(values):.3f}"
+        print(f"| {name} | {middle:.3f} s ({spread}) | {middle / reference:.4f} |")
 
 
 def _compiled(base: str, adapter: str | None) -> Draw:
