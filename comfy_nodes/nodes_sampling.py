@@ -24,6 +24,7 @@ def noise_input(tooltip: str) -> Any:
         options=list(STREAMS),
         default=REPRODUCIBLE,
         tooltip=tooltip,
+        optional=True,
         advanced=True,
     )
 
@@ -38,6 +39,7 @@ def steps_input() -> Any:
         max=1000,
         tooltip="0 takes the recipe's own step count. Other counts only work where the recipe "
         "lists them.",
+        optional=True,
         advanced=True,
     )
 
@@ -54,6 +56,7 @@ def denoise_input() -> Any:
         tooltip="Below 1, the latent image is noised to the trained step nearest to this strength "
         "and sampled from there. Trained steps are kept as they are, so there are only as many "
         "strengths as steps.",
+        optional=True,
         advanced=True,
     )
 
