@@ -82,6 +82,12 @@ def main() -> None:
     parser.add_argument("--teacher-repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="torch.compile the denoiser too")
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        default=["cpu", "openvino", "auto", "fused"],
+        help="each holds the weights once: name few where memory is short",
+    )
     parser.add_argument("--keep", type=Path, help="folder for the model and its export")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -128,13 +134,7 @@ def steady(options: Any, base: str, adapter: str | None, folder: Path) -> None:
     if options.compile:
         draws["torch.compile"] = _compiled(base, adapter)
     threads = options.threads
-    for provider in ("cpu", "openvino"):
-        runtime = FewStepRuntime.load(folder, provider=provider, threads=threads)
-        draws[f"runtime, {provider}"] = lambda r=runtime: r(PROMPT, seed=1).pixels
-    auto = FewStepRuntime.load(folder, threads=threads)
-    draws[f"runtime, auto ({auto.provider})"] = lambda: auto(PROMPT, seed=1).pixels
-    fused = FusedRuntime.load(folder, threads=threads)
-    draws["fused graph, cpu"] = lambda: fused(PROMPT, seed=1).pixels
+    draws |= dict(_runtime(folder, name, threads) for name in options.engines)
     taken: dict[str, list[float]] = {name: [] for name in draws}
     first = {name: draw() for name, draw in draws.items()}
     for _ in range(options.repeats):
@@ -160,20 +160,16 @@ def teacher(options: Any, base: str, folder: Path) -> None:
     """The student in four steps against the teacher in fifty with guidance, in turns."""
     stock: Any = load_stock_pipeline(base)
     stock.set_progress_bar_config(disable=True)
-    student = FewStepRuntime.load(folder, threads=options.threads)
     draws: dict[str, Draw] = {
         "teacher, 50 steps, guidance 5, diffusers": lambda: (
             stock(PROMPT, num_inference_steps=50, guidance_scale=5.0, output_type="np").images
         ),
-        f"student, 4 steps, runtime, auto ({student.provider})": (
-            lambda: student(PROMPT, seed=1).pixels
-        ),
     }
-    fused = FusedRuntime.load(folder, threads=options.threads)
-    draws["student, 4 steps, fused graph, cpu"] = lambda: fused(PROMPT, seed=1).pixels
+    students = dict(_runtime(folder, name, options.threads) for name in options.engines)
+    draws |= {f"student, 4 steps, {name}": draw for name, draw in students.items()}
     taken: dict[str, list[float]] = {name: [] for name in draws}
-    student(PROMPT, seed=1)  # warm
-    fused(PROMPT, seed=1)
+    for draw in students.values():
+        draw()  # warm
     for _ in range(options.teacher_repeats):
         for name, draw in draws.items():
             start = time.perf_counter()
@@ -186,6 +182,15 @@ def teacher(options: Any, base: str, folder: Path) -> None:
         middle = statistics.median(values)
         spread = f"{min(values):.3f}-{max(values):.3f}"
         print(f"| {name} | {middle:.3f} s ({spread}) | {middle / reference:.4f} |")
+
+
+def _runtime(folder: Path, engine: str, threads: int) -> tuple[str, Draw]:
+    if engine == "fused":
+        fused = FusedRuntime.load(folder, threads=threads)
+        return "fused graph, cpu", lambda: fused(PROMPT, seed=1).pixels
+    runtime = FewStepRuntime.load(folder, provider=engine, threads=threads)
+    picked = f" ({runtime.provider})" if engine == "auto" else ""
+    return f"runtime, {engine}{picked}", lambda: runtime(PROMPT, seed=1).pixels
 
 
 def _compiled(base: str, adapter: str | None) -> Draw:
