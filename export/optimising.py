@@ -4,6 +4,7 @@ import onnx_ir as ir
 from onnxscript import optimizer
 
 from fewstep import __version__
+from fewstep.export.attention_masks import widen_masks
 from fewstep.export.graph_names import name_dims, name_weights, strip_sources
 from fewstep.export.part import Part
 from fewstep.export.tracing import trace
@@ -18,6 +19,7 @@ def make_graph(part: Part, *, opset: int) -> ir.Model:
     model = trace(part, opset=opset)
     name_weights(model)
     optimizer.optimize(model, onnx_shape_inference=False)
+    widen_masks(model)
     name_dims(model, part)
     strip_sources(model)
     model.producer_name, model.producer_version = "fewstep", __version__
