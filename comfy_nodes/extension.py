@@ -1,6 +1,6 @@
 """All nodes, as ComfyUI asks for them."""
 
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import ComfyExtension, io  # pyright: ignore[reportMissingImports]
 
 from fewstep.comfy_nodes.nodes_engine import FewStepEngineLoader
 from fewstep.comfy_nodes.nodes_guider import FewStepGuider

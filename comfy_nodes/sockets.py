@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from comfy_api.latest import io
+from comfy_api.latest import io  # pyright: ignore[reportMissingImports]
 
 from fewstep.recipe import FewStepRecipe
 

@@ -41,5 +41,6 @@ def _expanded(query: ir.Value, mask: ir.Value, axis: int) -> list[ir.Node]:
     ones = one.outputs[0]
     shape = ir.node("Concat", [ones, ones, length.outputs[0], ones], {"axis": 0})
     expand = ir.node("Expand", [mask, shape.outputs[0]])
-    expand.outputs[0].dtype = mask.dtype
+    if mask.dtype is not None:
+        expand.outputs[0].dtype = mask.dtype
     return [one, length, shape, expand]
