@@ -111,7 +111,7 @@ def make_model(engine: Engine) -> EnginePatcher:
     model.engine = engine
     model.diffusion_model = EngineNetwork(engine)
     patcher = EnginePatcher(
-        model.eval(),
+        model.train(False),
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )

@@ -1,11 +1,10 @@
 """Guiders that sample a recipe: one network, or one expert per phase of the noise.
 
 `ExpertGuider` keeps one loop and changes what it calls between two steps, so that noise, masks and
-samplers know nothing of phases. `PhaseByPhaseGuider` runs ComfyUI once per phase, by its public
-interface alone.
+samplers know nothing of phases.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import comfy.model_management  # pyright: ignore[reportMissingImports]
@@ -16,20 +15,14 @@ import torch
 from torch import Tensor
 
 from fewstep.comfy_nodes.expert_models import phase_models
-from fewstep.comfy_nodes.expert_phases import (
-    phase_at,
-    phase_bounds,
-    phase_runs,
-    phases_of_steps,
-)
+from fewstep.comfy_nodes.expert_phases import phase_at, phase_bounds
 from fewstep.comfy_nodes.guidance_choice import choose_guidance
+from fewstep.comfy_nodes.phase_by_phase_guider import Callback, PhaseByPhaseGuider
 from fewstep.comfy_nodes.sampling_limits import check_can_sample
 from fewstep.comfy_nodes.sockets import NamedRecipe
-from fewstep.errors import PipelineError
 from fewstep.recipe import FewStepRecipe
 
 ExpertWay = Literal["one loop", "one run per phase"]
-Callback = Callable[[int, Tensor, Tensor, int], None]
 Conditioning = list[Any]
 ADDED_BY_SAMPLERS = ("sampler_post_cfg_function", "sampler_pre_cfg_function")
 
@@ -211,68 +204,6 @@ class ExpertGuider(comfy.samplers.CFGGuider):
                 options[key] = [*own.get(key, []), *added]
                 options["disable_cfg1_optimization"] = given.get("disable_cfg1_optimization", False)
         return options
-
-
-class PhaseByPhaseGuider(comfy.samplers.CFGGuider):
-    """One `CFGGuider.sample` per phase; the sample goes from one to the next with its noise in it.
-
-    A sampler of ours goes on with its noise stream; a stock stochastic one begins it again.
-
-    Args:
-        models: MODEL of each phase, noisiest first.
-        recipe: With as many experts.
-    """
-
-    def __init__(self, models: Sequence[Any], recipe: FewStepRecipe) -> None:
-        super().__init__(models[0])
-        self._models, self._recipe = tuple(models), recipe
-
-    def sample(
-        self,
-        noise: Tensor,
-        latent_image: Tensor,
-        sampler: Any,
-        sigmas: Tensor,
-        denoise_mask: Tensor | None = None,
-        callback: Callback | None = None,
-        disable_pbar: bool = False,
-        seed: int | None = None,
-    ) -> Tensor:
-        """As `CFGGuider.sample`.
-
-        Raises:
-            PipelineError: There is a mask, which a second run would take for a clean picture's.
-        """
-        if denoise_mask is not None:
-            raise PipelineError(
-                'A mask needs experts "one loop": with one run per phase, ComfyUI would keep the '
-                "noise of the phase before where the mask keeps the picture."
-            )
-        if sigmas.shape[-1] == 0:
-            return latent_image
-        phases = phases_of_steps(self._recipe, [float(sigma) for sigma in sigmas])
-        for run in phase_runs(phases):
-            guider = comfy.samplers.CFGGuider(self._models[run.phase])
-            guider.original_conds = self.original_conds
-            guider.set_cfg(self.cfg)
-            latent_image = guider.sample(
-                noise,
-                latent_image,
-                sampler,
-                sigmas[run.first : run.end + 1],
-                None,
-                _counting(callback, run.first, len(phases)),
-                disable_pbar,
-                seed,
-            )
-            noise = noise * 0.0
-        return latent_image
-
-
-def _counting(callback: Callback | None, first: int, total: int) -> Callback | None:
-    if callback is None:
-        return None
-    return lambda step, x0, sample, _: callback(first + step, x0, sample, total)
 
 
 def _told_guidance(conditioning: Conditioning, scale: float) -> Conditioning:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fewstep.adapters import AdapterHeader, adapter_parts, open_adapter
 from fewstep.adapters.conversion.checkpoints import is_full_checkpoint
-from fewstep.adapters.expert_tags import HIGH, LOW, components_of, expert_tag
+from fewstep.adapters.expert_tags import components_of, expert_by_name, expert_tag
 from fewstep.adapters.kinds import TWO_NETWORKS
 from fewstep.errors import AdapterError, RecipeError, RecipeNotFoundError, RecipeVersionError
 from fewstep.recipe import FORMAT_MAJOR, METADATA_KEY, FewStepRecipe
@@ -177,16 +177,10 @@ def _zoo_note(match: ZooMatch) -> str:
 def _told_by_file(file: LoraFile, names: Sequence[str]) -> int | None:
     if file.expert in names:
         return names.index(file.expert)
-    stem = file.header.path.stem.lower()
-    whole = [index for index, name in enumerate(names) if name.lower() in stem]
-    tag = expert_tag(file.header)
+    tag = expert_tag(file.header)  # here, what its modules say goes before its name
     if tag is not None and tag.name in names:
         return names.index(tag.name)
-    if len(whole) == 1:
-        return whole[0]
-    if tag is not None and tag.name in (HIGH, LOW) and len(names) == 2:  # noisiest first
-        return (HIGH, LOW).index(tag.name)
-    return None
+    return expert_by_name(file.header, names)
 
 
 def _listed(names: Sequence[str]) -> str:

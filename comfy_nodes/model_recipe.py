@@ -51,7 +51,10 @@ def resolve(model: Any, given: NamedRecipe | None) -> NamedRecipe:
 
 def _of_core(metadata: object) -> NamedRecipe | None:
     if isinstance(metadata, str):
-        metadata = json.loads(metadata)
+        try:
+            metadata = json.loads(metadata)
+        except ValueError:  # another pack's text under the same name
+            return None
     if not isinstance(metadata, Mapping) or METADATA_KEY not in metadata:
         return None
     title = metadata.get("modelspec.title")

@@ -6,6 +6,7 @@ words of its name and of its folder's.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fewstep.adapters.header import AdapterHeader
@@ -66,6 +67,27 @@ def expert_tags(header: AdapterHeader) -> tuple[ExpertTag, ...]:
             found.append(ExpertTag(name, what))
             break
     return tuple(found)
+
+
+def expert_by_name(header: AdapterHeader, names: Sequence[str]) -> int | None:
+    """Index of the recipe's expert that a file's own name is, else its tag; None where none tells.
+
+    Args:
+        header: The file's.
+        names: Of the recipe's experts, noisiest first.
+    """
+    stem = header.path.stem.lower()
+    whole = [index for index, name in enumerate(names) if name.lower() in stem]
+    if len(whole) == 1:
+        return whole[0]
+    tag = expert_tag(header)
+    if tag is None:
+        return None
+    if tag.name in names:
+        return names.index(tag.name)
+    if tag.name in (HIGH, LOW) and len(names) == 2:
+        return (HIGH, LOW).index(tag.name)
+    return None
 
 
 def components_of(header: AdapterHeader) -> tuple[str, ...]:

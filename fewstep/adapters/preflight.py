@@ -207,7 +207,7 @@ def _refusal(
 ) -> str:
     guess = guess_family(adapter_parts(header).modules())
     looks = ""
-    if guess and family and not _may_be(guess, family):
+    if guess and family and not may_be_of(guess, family):
         looks = f" (its names look like {guess}, the base is {family})"
     first = offenders[0]
     return (
@@ -217,7 +217,7 @@ def _refusal(
     )
 
 
-def _may_be(guess: str, family: str) -> bool:
+def may_be_of(guess: str, family: str) -> bool:
     """Whether a guess such as "pixart or sana" allows for the family that a base looks like."""
     options = guess.split(" or ")
     return family in options or (family in UNETS and any(o in UNETS for o in options))
@@ -227,6 +227,6 @@ def _recipe_problems(header: AdapterHeader, base_family: str | None) -> list[str
     recipe = header.recipe()
     if recipe is None or base_family is None or recipe.base.family not in KNOWN:
         return []
-    if _may_be(recipe.base.family, base_family):
+    if may_be_of(recipe.base.family, base_family):
         return []
     return [f"the recipe says {shown(recipe.base.family)}, the base looks like {base_family}"]

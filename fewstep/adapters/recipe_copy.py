@@ -16,8 +16,8 @@ from fewstep.adapters.kinds import adapter_parts
 from fewstep.adapters.modelspec import usage_hint
 from fewstep.adapters.modules import LoraModule
 from fewstep.adapters.opening import open_adapter
-from fewstep.adapters.preflight import _may_be
-from fewstep.adapters.writer import _write_atomically
+from fewstep.adapters.preflight import may_be_of
+from fewstep.adapters.writer import write_atomically
 from fewstep.errors import AdapterError
 from fewstep.recipe import METADATA_KEY, FewStepRecipe
 
@@ -68,7 +68,7 @@ def copy_with_recipe(
                     "be overwritten"
                 )
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(target, _content(start, header))
+        write_atomically(target, _content(start, header))
     except OSError as error:
         raise AdapterError(
             f"{target}: cannot be written ({error.strerror or error}); give a folder you can write "
@@ -81,7 +81,7 @@ def _check_family(
     header: AdapterHeader, modules: Sequence[LoraModule], recipe: FewStepRecipe
 ) -> None:
     guess, family = guess_family(modules), recipe.base.family
-    if guess and family in KNOWN and not _may_be(guess, family):
+    if guess and family in KNOWN and not may_be_of(guess, family):
         raise AdapterError(
             f"{header.path}: its layers look like {guess}, but the recipe is for {family}; choose "
             "a recipe for this adapter"

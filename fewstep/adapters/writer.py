@@ -106,7 +106,7 @@ def save_adapter(
     }
     header = _header(data, entries, DTYPE_NAMES[dtype])
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, (header, *(_bytes(values) for values in data.values())))
+    write_atomically(path, (header, *(_bytes(values) for values in data.values())))
     return path
 
 
@@ -248,7 +248,7 @@ def _header(
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_atomically(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+def write_atomically(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:

@@ -39,9 +39,6 @@ EXPLAINED = {
     ("carried/fewstep/adapters/opening.py", "imports huggingface_hub"): (
         "asks where its cache folder is; ComfyUI has it through transformers; nothing is downloaded"
     ),
-    ("carried/fewstep/comfy_nodes/engine_model.py", "dynamic execution"): (
-        "puts a network into evaluation mode"
-    ),
     ("carried/fewstep/runtime/cache_folder.py", "uses os.environ"): (
         "reads, never writes: where a platform keeps caches, and FEWSTEP_CACHE"
     ),

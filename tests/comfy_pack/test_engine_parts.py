@@ -105,6 +105,8 @@ def test_auto_is_content_with_openvino_alone(monkeypatch: pytest.MonkeyPatch) ->
     there = lambda name: None if name == "onnxruntime" else object()  # noqa: E731
     monkeypatch.setattr(engine_packages, "find_spec", there)
     engine_packages.require("auto")
+    with pytest.raises(RuntimeSettingError, match="needs onnxruntime"):
+        engine_packages.require("cpu")
 
 
 def test_a_provider_that_was_not_built_in_is_named() -> None:

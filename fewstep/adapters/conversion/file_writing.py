@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.adapters.writer import _write_atomically
+from fewstep.adapters.writer import write_atomically
 from fewstep.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def write_safetensors(
         metadata = {**metadata, HASH_KEY: f"0x{digest.hexdigest()}"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, (_header(data, metadata), *(_bytes(v) for v in data.values())))
+        write_atomically(path, (_header(data, metadata), *(_bytes(v) for v in data.values())))
     except OSError as error:
         raise AdapterError(
             f"{path}: cannot be written ({error.strerror}); give a folder you can write to"

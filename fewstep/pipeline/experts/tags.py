@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fewstep.adapters import AdapterHeader
-from fewstep.adapters.expert_tags import HIGH, LOW, PHASE_KEY, expert_tag
+from fewstep.adapters.expert_tags import PHASE_KEY, expert_by_name
 from fewstep.adapters.names import parse_name
 from fewstep.errors import AdapterError
 from fewstep.recipe import FewStepRecipe
@@ -29,7 +29,7 @@ def experts_in(recipe: FewStepRecipe, header: AdapterHeader) -> Sequence[int]:
     networks = _networks(recipe, header)
     if len(networks) > 1:
         return networks
-    by_name = _by_name(names, header)
+    by_name = expert_by_name(header, names)
     if by_name is None:
         raise AdapterError(
             f"{header.path}: nothing says which expert this is ({', '.join(map(repr, names))}); "
@@ -45,18 +45,3 @@ def _networks(recipe: FewStepRecipe, header: AdapterHeader) -> list[int]:
         return []
     named = {parse_name(name).component for name in header.tensors}
     return [index for index, component in enumerate(components) if component in named]
-
-
-def _by_name(names: Sequence[str], header: AdapterHeader) -> int | None:
-    stem = header.path.stem.lower()
-    whole = [index for index, name in enumerate(names) if name.lower() in stem]
-    if len(whole) == 1:
-        return whole[0]
-    tag = expert_tag(header)
-    if tag is None:
-        return None
-    if tag.name in names:
-        return names.index(tag.name)
-    if tag.name in (HIGH, LOW) and len(names) == 2:  # listed noisiest first
-        return (HIGH, LOW).index(tag.name)
-    return None
