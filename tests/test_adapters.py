@@ -5,7 +5,6 @@ import random
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from fewstep.adapters.modules import ConfigAlphas
 from fewstep.adapters.names import parse_name
 from fewstep.errors import AdapterError, FewstepError, RecipeError, RecipeVersionError
 from fewstep.recipe import METADATA_KEY, Base, FewStepRecipe, Grid, Sampler, Schedule
+from tests.line_budget import at_most_lines
 
 BITS = {"F32": 32, "F16": 16, "BF16": 16, "I64": 64}
 RECIPE = FewStepRecipe(
@@ -223,11 +223,10 @@ def test_many_patterns_for_many_layers_take_no_longer(path: Path) -> None:
     """Twenty thousand of each; one by one that would be a comparison of 400 million."""
     modules = [f"blocks.{index}.to_q" for index in range(20_000)]
     patterns = {f"x.{module}": 1 for module in modules} | {"^" + "a." * 100_000: 2}
-    alphas = ConfigAlphas({"lora_alpha": 3, "alpha_pattern": patterns})
-    start = time.process_time()
     names = [parse_name(f"diffusion_model.{module}.lora_A.weight") for module in modules]
-    assert {alphas.of(name) for name in names} == {3.0}
-    assert time.process_time() - start < 2.0
+    with at_most_lines(100 * len(modules)):
+        alphas = ConfigAlphas({"lora_alpha": 3, "alpha_pattern": patterns})
+        assert {alphas.of(name) for name in names} == {3.0}
 
 
 @pytest.mark.parametrize(
@@ -523,15 +522,13 @@ def test_hostile_recipes_are_recipe_errors(path: Path, old: str, new: str) -> No
         read_header(path).recipe()
 
 
-def test_inspecting_a_large_header_is_fast_and_needs_no_torch(path: Path) -> None:
+def test_inspecting_a_large_header_needs_no_torch(path: Path) -> None:
     tensors: dict[str, Spec] = {}
     for block in range(60):
         for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj"):
             tensors |= pair(f"transformer.transformer_blocks.{block}.attn.{name}", 2, 64, 64)
     path.write_bytes(safetensors_bytes(tensors, {METADATA_KEY: RECIPE.to_json()}))
-    start = time.perf_counter()
     assert inspect_adapter(path).num_modules == 420
-    assert time.perf_counter() - start < 1.0
     code = (
         "import sys; from fewstep.adapters import inspect_adapter; "
         f"inspect_adapter({str(path)!r}).to_text(); "

@@ -33,6 +33,7 @@ NUM_SAFETENSORS, NUM_PICKLES = 7_500, 2_500
 NUM_TRACED = 500
 """Files of each kind during which every allocation is counted; that takes three times as long."""
 PEAK_BYTES = 24_000_000
+HANG_S = 60.0  # not how fast: a reader that hangs is killed here, on the slowest machine too
 """Of Python and numpy together while counted; the files have a few kB."""
 GROWTH_BYTES = 150_000_000
 """Of the process over all files, as the system sees it."""
@@ -420,7 +421,7 @@ def peak_of_process() -> int:
 def fuzz(
     path: Path, make: Callable[[random.Random], bytes], seeds: range, agree: Callable[..., None]
 ) -> Counter[str]:
-    """Counts of outcomes; no file may take long."""
+    """Counts of outcomes; no file may hang its reader."""
     counts: Counter[str] = Counter()
     for seed in seeds:
         data = make(random.Random(seed))
@@ -434,7 +435,7 @@ def fuzz(
             error.add_note(f"seed {seed}: {data[:2000]!r}")
             raise
         path.unlink()
-        assert time.process_time() - start < 2.0, f"seed {seed} takes too long"
+        assert time.process_time() - start < HANG_S, f"seed {seed} hangs its reader"
     return counts
 
 

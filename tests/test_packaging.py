@@ -25,13 +25,10 @@ DISTRIBUTIONS = {
 }
 """Import names that differ from the name on the package index (or share its start)."""
 
-TIMED_IMPORT = """
-import sys, time
-start = time.perf_counter()
+HEAVY_AFTER_IMPORT = """
+import sys
 import fewstep
-print(time.perf_counter() - start)
-heavy = {"torch", "diffusers", "transformers", "numpy", "tyro"} & set(sys.modules)
-assert not heavy, heavy
+print(sorted({"torch", "diffusers", "transformers", "numpy", "tyro"} & set(sys.modules)))
 """
 BLOCKED_TORCH = """
 import sys
@@ -50,7 +47,7 @@ def python(code: str) -> str:
 
 
 def test_import_is_light() -> None:
-    assert min(float(python(TIMED_IMPORT)) for _ in range(3)) < 0.5
+    assert python(HEAVY_AFTER_IMPORT).strip() == "[]"
 
 
 @pytest.mark.parametrize("name", fewstep.__all__)
