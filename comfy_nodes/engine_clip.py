@@ -25,6 +25,13 @@ Conditioning = list[list[Any]]
 WEIGHT = re.compile(r"\([^()]*:\s*[\d.]+\s*\)|\bembedding:\S+")
 
 
+class FixedWeights(RuntimeSettingError, AttributeError):
+    """What changes weights is not there: `hasattr` says no, and who asks all the same is told why.
+
+    ComfyUI looks for a `patcher` on whatever passes a link, and goes on without.
+    """
+
+
 class EngineClip:
     """What ComfyUI's nodes ask of a CLIP, answered by an engine.
 
@@ -108,8 +115,8 @@ class EngineClip:
         """Torch holds nothing of it."""
         return 0
 
-    def _fixed(self, what: str) -> RuntimeSettingError:
-        return RuntimeSettingError(
+    def _fixed(self, what: str) -> FixedWeights:
+        return FixedWeights(
             f"{what} cannot change the text encoders of '{self._engine.name}': the weights of an "
             "engine are fixed; take the node out, or load the prompt's CLIP with a stock loader."
         )

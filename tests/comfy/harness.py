@@ -43,6 +43,11 @@ CORE_NODES = (
 """Files of comfy_extras/ that the graphs of our tests use; all of them would take long to load."""
 
 
+CACHE_ARGS = {"ram": 1.0, "ram_inactive": 1.0, "lru": 0}
+"""What main.py gives the executor: GiB to keep free, which nothing here comes near; each release
+reads the keys it knows."""
+
+
 class GraphFailed(Exception):
     """A graph did not run to its end.
 
@@ -110,7 +115,7 @@ class Comfy:
         kit.SEEN.clear()
         self.progress.clear()
         executor = execution.PromptExecutor(
-            NoServer(), cache_type=execution.CacheType.CLASSIC, cache_args={"ram": 16.0, "lru": 0}
+            NoServer(), cache_type=execution.CacheType.CLASSIC, cache_args=CACHE_ARGS
         )
         key = uuid.uuid4().hex
         accepted, error, outputs, node_errors = asyncio.run(
@@ -231,16 +236,16 @@ class _Said(logging.Handler):
 
 
 def _report_progress_to(booted: Comfy) -> None:
-    from comfy.utils import (  # pyright: ignore[reportMissingImports]
-        set_progress_bar_enabled,
-        set_progress_bar_global_hook,
-    )
+    import comfy.utils as told  # pyright: ignore[reportMissingImports]
 
     def hook(value: int, total: int, preview: Any, prompt_id: Any = None, node_id: Any = None):
         booted.reported(value, total)
 
-    set_progress_bar_global_hook(hook)
-    set_progress_bar_enabled(False)  # of the console
+    told.set_progress_bar_global_hook(hook)
+    told.set_progress_bar_enabled(False)  # of the console
+    for name in ("PROGRESS_THROTTLE_MIN_INTERVAL", "PROGRESS_THROTTLE_MIN_PERCENT"):
+        if hasattr(told, name):  # steps of our tests are quicker than a person could see
+            setattr(told, name, 0.0)
 
 
 def _refused(error: dict[str, Any] | None, node_errors: dict[str, Any]) -> GraphFailed:
