@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
@@ -17,8 +16,8 @@ from fewstep.runtime.export_folder import ExportFolder
 from fewstep.runtime.manifest import Graph
 from fewstep.runtime.session import Loader
 
-REPEATS = 3
-"""Timed calls per engine after one that is not."""
+FEWEST, MOST, ENOUGH_S = 3, 50, 1.0
+"""Timed calls per graph after one that is not: at least, at most, and for how long."""
 SMALL = {"sequence_length": 77, "batch_size": 1, "latent_height": 8, "latent_width": 8}
 SIDE = 32
 """Latents per side that engines are compared at, unless the graph asks for a multiple."""
@@ -102,7 +101,7 @@ def candidates() -> list[str]:
 
 
 def compare(folder: ExportFolder, names: list[str], threads: int) -> dict[str, float]:
-    """Seconds that one call of denoiser and decoder take on each engine.
+    """Seconds that a picture takes on each engine: the denoiser's steps and one decoding.
 
     An engine that fails is left out with a warning; at least one must not.
     """
@@ -122,10 +121,10 @@ def compare(folder: ExportFolder, names: list[str], threads: int) -> dict[str, f
 
 def _seconds(folder: ExportFolder, loader: Loader) -> float:
     total = 0.0
-    for graph in _compared(folder.manifest.graphs):
+    for graph, calls in _compared(folder):
         session = loader.load(graph)
         feeds = sample_feeds(graph, _trained_sizes(folder))
-        total += _timed(lambda s=session, f=feeds: s.run(f))
+        total += calls * _least(lambda s=session, f=feeds: s.run(f))
     return total
 
 
@@ -138,19 +137,23 @@ def _trained_sizes(folder: ExportFolder) -> dict[str, int]:
     return {**dict.fromkeys(latents, side), "packed_height_width": (side // patch) ** 2}
 
 
-def _compared(graphs: Mapping[str, Graph]) -> list[Graph]:
-    wanted = ("unet", "transformer", "vae_decoder")
-    return [graphs[name] for name in wanted if name in graphs]
+def _compared(folder: ExportFolder) -> list[tuple[Graph, int]]:
+    """Graphs, and how often one picture calls them."""
+    steps = folder.recipe.default_steps
+    calls = {"unet": steps, "transformer": steps, "vae_decoder": 1}
+    graphs = folder.manifest.graphs
+    return [(graphs[name], count) for name, count in calls.items() if name in graphs]
 
 
-def _timed(call: Callable[[], object]) -> float:
+def _least(call: Callable[[], object]) -> float:
+    """Seconds of the quickest call: whatever else the machine does only adds to it."""
     call()
-    taken = []
-    for _ in range(REPEATS):
+    taken: list[float] = []
+    while len(taken) < FEWEST or (len(taken) < MOST and sum(taken) < ENOUGH_S):
         start = time.perf_counter()
         call()
         taken.append(time.perf_counter() - start)
-    return median(taken)
+    return min(taken)
 
 
 def sample_feeds(graph: Graph, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
