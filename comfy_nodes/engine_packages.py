@@ -12,6 +12,7 @@ PACKAGES = {
     "tensorrt": 'onnxruntime-gpu "tensorrt-cu13<11"',
     "tensorrt-native": "tensorrt-cu13 cuda-bindings filelock",
     "openvino": "openvino",
+    "openvino-bf16": "openvino",
     "directml": "onnxruntime-directml",
     "coreml": "onnxruntime",
 }
@@ -22,6 +23,7 @@ PROVIDERS = tuple(PACKAGES)
 
 IMPORTED = {
     "openvino": ("openvino",),
+    "openvino-bf16": ("openvino",),
     "tensorrt-native": ("tensorrt", "cuda"),
 }
 """Provider -> what it imports, where that is not onnxruntime alone."""

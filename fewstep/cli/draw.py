@@ -41,7 +41,8 @@ class Draw:
     batch_size: int = 4
     """Pictures drawn at once; changes memory and speed, not the pictures."""
     provider: str = "auto"
-    """cpu, openvino, cuda, tensorrt, coreml, directml; auto measures once per model and machine."""
+    """cpu, openvino, cuda, tensorrt, coreml, directml; auto measures once per model and machine.
+    openvino-bf16 is quicker on processors with AMX, and draws nearly the same picture."""
     threads: int = 0
     """Processor threads; 0 takes the engine's choice."""
     verify: bool = False

@@ -83,6 +83,8 @@ class FewStepRuntime:
             folder: What `fewstep export onnx --out` made.
             provider: "cpu", "cuda", "tensorrt", "coreml", "directml", "openvino"; "auto" measures
                 those that are there once, and remembers the fastest for this model and machine.
+                "openvino-bf16" is far quicker where the processor has AMX; its pictures are near
+                the others', not equal, so it is used only where it is named.
             threads: Of one network call; 0 takes the engine's choice.
             has_cache: Whether optimised graphs are kept for the next start.
             verify: Whether every file's checksum is compared first (reads all of it).

@@ -171,8 +171,8 @@ def check_provider(provider: str) -> None:
         return
     if provider not in PROVIDERS:
         raise RuntimeSettingError(
-            f"provider {provider!r} is unknown; use auto, openvino, tensorrt-native, "
-            f"{', '.join(PROVIDERS)}"
+            f"provider {provider!r} is unknown; use auto, openvino, openvino-bf16, "
+            f"tensorrt-native, {', '.join(PROVIDERS)}"
         )
     raise RuntimeSettingError(
         f"this installation of onnxruntime has no {provider} provider, only {', '.join(there)}; "

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openvino as ov
@@ -14,24 +14,45 @@ from fewstep.runtime.cache_folder import cache_folder
 from fewstep.runtime.manifest import Graph
 from fewstep.runtime.session import Feeds, Session
 
+Arithmetic = Literal["f32", "bf16"]
+"""Of every operator; the processor's own choice may be the quicker, which is another picture."""
+
+NAMES: dict[Arithmetic, str] = {"f32": "openvino", "bf16": "openvino-bf16"}
+"""As providers."""
+
 
 class OpenVinoLoader:
     """Loads graphs with OpenVINO on the processor.
 
     Args:
         folder: The export folder.
+        arithmetic: "bf16" needs a processor that has it (Intel AMX, AVX-512 BF16): several times
+            the speed, and pictures that are near those of float32, not the same.
         threads: Of one call; 0 takes OpenVINO's choice.
         has_cache: Whether compiled graphs are kept for the next start.
+
+    Raises:
+        RuntimeSettingError: The processor has no such arithmetic.
     """
 
-    name = "openvino"
-
-    def __init__(self, folder: Path, *, threads: int = 0, has_cache: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        arithmetic: Arithmetic = "f32",
+        *,
+        threads: int = 0,
+        has_cache: bool = True,
+    ) -> None:
+        self.name = NAMES[arithmetic]
         self._folder = folder
         self._core = ov.Core()
-        # float32 throughout: the processor's own choice may be half precision, another picture
+        if arithmetic == "bf16" and "BF16" not in capabilities(self._core):
+            raise RuntimeSettingError(
+                f"provider {self.name} was asked for, and this processor has no bfloat16 "
+                "arithmetic (Intel AMX or AVX-512 BF16); use provider openvino"
+            )
         settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": arithmetic,
             "PERFORMANCE_HINT": "LATENCY",
         }
         if threads:
@@ -58,16 +79,19 @@ class OpenVinoLoader:
             raise ExportFolderError(
                 f"OpenVINO cannot load {file} ({_first_line(error)}); use provider cpu"
             ) from error
-        return OpenVinoSession(compiled, graph)
+        return OpenVinoSession(compiled, graph, self.name)
+
+
+def capabilities(core: Any) -> list[str]:
+    """What the processor has, by OpenVINO's names ("FP32", "BF16", "INT8", ...)."""
+    return list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 class OpenVinoSession:
     """One graph in OpenVINO; see `Session`. Each thread has a request of its own."""
 
-    provider = "openvino"
-
-    def __init__(self, compiled: Any, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, compiled: Any, graph: Graph, provider: str) -> None:
+        self.graph, self.provider = graph, provider
         self._compiled, self._local = compiled, threading.local()
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:

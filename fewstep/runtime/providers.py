@@ -22,7 +22,7 @@ SMALL = {"sequence_length": 77, "batch_size": 1, "latent_height": 8, "latent_wid
 SIDE = 32
 """Latents per side that engines are compared at, unless the graph asks for a multiple."""
 AUTOMATIC = ("tensorrt", "cuda", "openvino", "cpu")
-"""Engines that "auto" compares; the others are used where they are named."""
+"""Engines that "auto" compares, which all draw the same picture; others are used by name."""
 
 
 def make_loader(
@@ -54,12 +54,13 @@ def _named(folder: ExportFolder, provider: str, threads: int, has_cache: bool) -
         from fewstep.runtime.tensorrt.preflight import check_ort_tensorrt, installed_tensorrt
 
         check_ort_tensorrt(installed_tensorrt())
-    if provider == "openvino":
+    if provider in ("openvino", "openvino-bf16"):
         if find_spec("openvino") is None:
             raise MissingExtraError("openvino", "openvino")
         from fewstep.runtime.openvino_session import OpenVinoLoader
 
-        return OpenVinoLoader(folder.root, threads=threads, has_cache=has_cache)
+        arithmetic = "f32" if provider == "openvino" else "bf16"
+        return OpenVinoLoader(folder.root, arithmetic, threads=threads, has_cache=has_cache)
     if find_spec("onnxruntime") is None:
         raise MissingExtraError("onnxruntime", "runtime")
     from fewstep.runtime.onnx_session import OnnxLoader

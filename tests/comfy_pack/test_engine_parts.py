@@ -75,7 +75,7 @@ def test_guidance_that_the_engine_tells_itself_is_not_left_to_comfyui() -> None:
 
 
 def test_providers_are_those_of_the_runtime() -> None:
-    everything = {"auto", "openvino", "tensorrt-native", *PROVIDERS}
+    everything = {"auto", "openvino", "openvino-bf16", "tensorrt-native", *PROVIDERS}
     assert set(engine_packages.PROVIDERS) == everything
 
 

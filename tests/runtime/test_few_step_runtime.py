@@ -13,6 +13,7 @@ from PIL import Image
 from fewstep.errors import GenerationStopped, RecipeError, RuntimeSettingError
 from fewstep.runtime.few_step_runtime import FewStepRuntime
 from fewstep.runtime.fused_runtime import FusedRuntime
+from fewstep.runtime.providers import AUTOMATIC
 from fewstep.runtime.request import StepEvent
 from tests.digits_exports import PROMPTS, Teacher, exported
 
@@ -75,6 +76,24 @@ def test_openvino_agrees() -> None:
     pytest.importorskip("openvino")
     found = runtime(provider="openvino")(PROMPTS, seed=5).pixels
     assert furthest(found, runtime()(PROMPTS, seed=5).pixels) <= 1
+
+
+def test_bfloat16_is_near_and_only_by_name() -> None:
+    openvino = pytest.importorskip("openvino")
+    from fewstep.runtime.openvino_session import capabilities
+
+    assert "openvino-bf16" not in AUTOMATIC
+    if "BF16" not in capabilities(openvino.Core()):
+        with pytest.raises(
+            RuntimeSettingError, match="no bfloat16 arithmetic .* provider openvino"
+        ):
+            runtime(provider="openvino-bf16")
+        return
+    drawn = runtime(provider="openvino-bf16")
+    assert drawn.provider == "openvino-bf16"
+    found = drawn(PROMPTS, seed=5).pixels.astype(float)
+    wanted = runtime()(PROMPTS, seed=5).pixels.astype(float)
+    assert 0 < np.square(found - wanted).mean() < 255**2 / 10**3  # above 30 dB
 
 
 def test_auto_measures_once_and_remembers(tmp_path: Path) -> None:
