@@ -51,6 +51,9 @@ class OnnxOptions:
     """Also write the whole pipeline as one graph: token ids and noise in, picture out."""
     fused_steps: int | None = None
     """Step count of the fused graph; the recipe's own where none is given."""
+    prompts: Path | None = None
+    """Text file, one prompt per line, of the pictures that are compared; eight are built in, and
+    one line makes the check of a large model on a processor far shorter."""
     report: Path | None = None
     """HTML page with pictures side by side, differences and speed."""
     overwrite: bool = False
@@ -83,9 +86,8 @@ def check_pictures(
     if manifest.family not in {host.family for host in HOSTS}:
         return manifest  # `run` says so
     write_manifest(folder, manifest)
-    found = examine(
-        ExportFolder.open(folder), merged_reference(merged), read_prompts(None), progress=progress
-    )
+    prompts = read_prompts(options.prompts)
+    found = examine(ExportFolder.open(folder), merged_reference(merged), prompts, progress=progress)
     if options.report is not None:
         write_whole(options.report, to_html(found))
     found.require(force=options.force)
@@ -99,6 +101,7 @@ def check_pictures(
 def run(options: OnnxOptions, console: Console) -> None:
     """Export, check, publish."""
     from fewstep.cli.bases import resolve_base
+    from fewstep.export.checking.prompts import read_prompts
     from fewstep.export.gate import check_graphs
     from fewstep.export.merging import load_merged
     from fewstep.export.onnx_folder import write_folder, write_manifest
@@ -112,6 +115,7 @@ def run(options: OnnxOptions, console: Console) -> None:
             progress.update(task, description=what)
 
         check_target(options.out, overwrite=options.overwrite)
+        read_prompts(options.prompts)  # a wrong file is refused now, not after the export
         base = resolve_base(options.base)
         merged = load_merged(base, options.adapter, options.recipe, options.precision)
         with whole_folder(options.out, overwrite=options.overwrite) as folder:

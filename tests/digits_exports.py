@@ -90,7 +90,10 @@ def exported(teacher: Teacher, stochasticity: float = 0.0) -> Exported:
     root = Path(mkdtemp(prefix="fewstep-test-"))
     adapter = digits_adapter(teacher, root / "adapter.safetensors", stochasticity)
     out = root / "exported"
+    prompts = root / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
     argv = ["onnx", "--base", f"digits-{teacher}", "--adapter", str(adapter), "--out", str(out)]
+    argv += ["--prompts", str(prompts)]
     # --force: on a busy machine the speed of an export says nothing, and the rest is tested
     assert main([*argv, "--fused", "--force"]) == 0
     pipe: Any = FewStepPipeline.from_pretrained(teacher_folder(teacher), adapter=adapter)

@@ -8,9 +8,10 @@ import numpy as np
 
 from fewstep.runtime.manifest import Measured
 
-FEWEST, MOST = 7, 41
-BUDGET_S = 4.0
-"""Per comparison, both sides together; the fewest repeats are made all the same."""
+FEWEST, USUAL, MOST = 3, 7, 41
+"""Repeats: in any case, of what is slow, and of what is quick."""
+BUDGET_S, PATIENCE_S = 4.0, 30.0
+"""Per comparison, both sides together, after which no more than `USUAL` and `FEWEST` are made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def compare_times(
         call(0)
     pairs: list[tuple[float, float]] = []
     start = time.perf_counter()
-    while len(pairs) < FEWEST or (len(pairs) < MOST and time.perf_counter() - start < BUDGET_S):
+    while is_worth_another(len(pairs), time.perf_counter() - start):
         index = len(pairs) + 1
         if index % 2:  # whoever comes second finds the caches warmer
             first, second = _seconds(reference, index), _seconds(candidate, index)
@@ -77,6 +78,13 @@ def compare_times(
     low, ratio, high = (float(v) for v in np.quantile(ratios, (0.25, 0.5, 0.75)))
     medians = np.median(times, axis=0) * 1e3
     return Times(what, where, float(medians[0]), float(medians[1]), ratio, low, high, len(pairs))
+
+
+def is_worth_another(repeats: int, seconds: float) -> bool:
+    """Whether to repeat once more, after so many repeats in so long."""
+    if repeats < FEWEST:
+        return True
+    return repeats < (MOST if seconds < BUDGET_S else USUAL if seconds < PATIENCE_S else 0)
 
 
 def _seconds(call: Callable[[int], object], index: int) -> float:

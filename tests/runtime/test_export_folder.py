@@ -42,6 +42,8 @@ def test_a_manifest_reads_back(folder: Path) -> None:
     missed = [m for m in manifest.measured if not is_within(m) and m.unit != "ratio of time"]
     assert missed == []
     assert {"image", "latents", "transformer", "fused"} <= {m.what for m in manifest.measured}
+    where = {m.where.partition(",")[0] for m in manifest.measured if m.what == "image"}
+    assert where == {"one picture", "odd aspect", "longest prompt", "3 prompts"}  # those given
     assert {"transformer", "vae_decoder", "fused"} <= set(manifest.graphs)
 
 

@@ -22,7 +22,9 @@ from fewstep.export.checking.limits import EQUAL_DB, FLOAT32, SLOWER, is_within
 from fewstep.export.checking.overflow import scan
 from fewstep.export.checking.parity import compare_pictures, difference, relative_rms
 from fewstep.export.checking.report import amplified, to_html
-from fewstep.export.checking.speed import compare_times
+from fewstep.export.checking.speed import compare_times, is_worth_another
+from fewstep.export.onnx_command import OnnxOptions
+from fewstep.export.onnx_command import run as export
 from fewstep.runtime.manifest import Measured, read_manifest
 from tests.digits_exports import exported
 from tests.export.quantizing.folders import copied, feeds, prompts_file, source
@@ -116,6 +118,13 @@ def test_requests_that_cannot_be_served(changes: dict, said: str) -> None:
         told(source().root, **changes)
 
 
+def test_a_missing_list_of_prompts_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    missing = tmp_path / "prompts.txt"
+    options = OnnxOptions(base="no/such/model", out=tmp_path / "out", prompts=missing)
+    with pytest.raises(ExportError, match=r"prompts\.txt cannot be read .*; give a text file"):
+        export(options, Console(file=io.StringIO()))
+
+
 def test_folders_of_other_models_are_not_compared(tmp_path: Path) -> None:
     folder = copied(tmp_path / "out")
     recipe = json.loads((folder / "fewstep_recipe.json").read_text())
@@ -153,6 +162,11 @@ def test_twice_the_time_is_slower_and_equal_time_is_not() -> None:
         found.require()
     found.require(force=True)
     assert replace(found, measured=same.measured(SLOWER)).is_good
+
+
+def test_what_is_slow_is_repeated_less() -> None:
+    last = {s: next(n for n in range(99) if not is_worth_another(n, s)) for s in (0, 5, 31)}
+    assert last == {0: 41, 5: 7, 31: 3}
 
 
 def test_equal_pictures_are_equal() -> None:
