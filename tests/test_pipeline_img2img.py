@@ -22,6 +22,7 @@ from tests.tiny_pipelines import (
     SD15,
     SDXL,
     VP_GRID,
+    WAN21,
     Z_IMAGE,
     TinyFamily,
     flow_recipe,
@@ -72,6 +73,20 @@ def test_it_starts_from_the_picture_at_the_noise_of_the_first_timestep(name: str
     scheduler: Any = pipe.scheduler
     assert scheduler.begin_index == 2  # no look-up of a timestep that is on the device
     torch.testing.assert_close(calls[0][2], level.alpha * latents + level.sigma * noise)
+
+
+@torch.no_grad()
+def test_a_video_is_noised_once_whatever_its_first_timestep() -> None:
+    recipe = flow_recipe("wan", timesteps=(900.0, 700.0, 500.0, 250.0))
+    pipe: Any = made_for(WAN21, diffusers.WanVideoToVideoPipeline, recipe=recipe)
+    calls = record_denoiser(pipe, WAN21)
+    clip = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))  # one frame
+    arguments = {k: v for k, v in WAN21.arguments(1).items() if k != "num_frames"}
+    pipe(**arguments, video=clip, strength=0.8, seed=8)
+    clean = pipe.vae.encode(2.0 * clip[:, :, None] - 1.0).latent_dist.mode()
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(8))
+    level = recipe.levels()[4 - len(calls)]
+    torch.testing.assert_close(calls[0][2], level.alpha * clean + level.sigma * noise)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -107,17 +107,18 @@ def _prepare_latents_of(stock: Callable[..., Any]) -> Callable[..., Any]:
     """First noise: always drawn in float32, and scaled to a start below full noise.
 
     torch draws other numbers in half precision, so a float16 pipeline would not share its noise
-    with other hosts. Pipelines that start from an image run as they are: their VAE must see its
-    own dtype.
+    with other hosts. Pipelines that take an image, or noise whatever they take (a video) to a
+    timestep, run as they are: their VAE must see its own dtype.
     """
     signature = inspect.signature(stock)
+    has_picture = not {"image", "timestep"}.isdisjoint(signature.parameters)
 
     @functools.wraps(stock)
     def prepare_latents(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = signature.bind(self, *args, **kwargs)
         values = call.arguments
         dtype, is_ours = values.get("dtype"), values.get("latents") is None
-        if "image" in signature.parameters or not isinstance(dtype, torch.dtype) or not is_ours:
+        if has_picture or not isinstance(dtype, torch.dtype) or not is_ours:
             return _scale_whole_noise(self, values, stock(*call.args, **call.kwargs))
         values["dtype"] = torch.float32
         _shrink_to_first_size(self, values)
