@@ -18,13 +18,14 @@ from tests.comfy.adapter_files import adapter_file
 from tests.comfy.graph import Graph, Node
 from tests.comfy.harness import Comfy
 from tests.comfy.testkit import latents as random_latents
-from tests.comfy.tiny_models import TinyModel
+from tests.comfy.tiny_models import WAN, TinyModel
 
 SEED = 5
 PARITY = 1e-5
 """Largest relative L2 error of the latents."""
 STRENGTH = 0.5
 """Of image to image."""
+PICTURE_SEED = 21
 HIGH, LOW = "high_noise", "low_noise"
 
 SAMPLERS = {"deterministic": 0.0, "re-noise": 1.0, "TCD 0.3": 0.3}
@@ -84,7 +85,15 @@ class Drawing:
 
     def picture(self) -> Tensor:
         """Latents of a picture to start from, in the network's scale."""
-        return random_latents(21, 1, *self.model.latent_shape)
+        if self.model is WAN:
+            return references.encoded(self.model, self.image())
+        return random_latents(PICTURE_SEED, 1, *self.model.latent_shape)
+
+    def image(self) -> Tensor:
+        """The same as diffusers' image to image takes it: latents, of Wan the clip's pixels."""
+        if self.model is WAN:
+            return references.frames(self.model, PICTURE_SEED)
+        return self.picture()
 
     def picture_node(self, graph: Graph) -> Node:
         """The same in ComfyUI."""
@@ -146,7 +155,7 @@ def image_to_image(drawing: Drawing) -> tuple[Tensor, Tensor]:
     """From a picture, with half of the schedule's noise."""
     ours = drawing.in_comfyui(latent=drawing.picture_node, denoise=STRENGTH)
     return ours, references.image_to_image(
-        drawing.model, drawing.recipe, seed=SEED, image=drawing.picture(), strength=STRENGTH
+        drawing.model, drawing.recipe, seed=SEED, image=drawing.image(), strength=STRENGTH
     )
 
 
@@ -178,8 +187,8 @@ CASES: dict[str, Case] = {
 """Name in the table -> both sides."""
 
 
-def has_reference(model: TinyModel, case: str) -> bool:
-    """Whether diffusers has a pipeline to compare with."""
+def has_stock_pipeline(model: TinyModel, case: str) -> bool:
+    """Whether diffusers has a pipeline to compare with; else it is `references.in_a_loop`."""
     tasks = {"image to image": references.IMAGE_TO_IMAGE, "mask": references.INPAINTING}
     return case not in tasks or model.name in tasks[case]
 

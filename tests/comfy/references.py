@@ -1,9 +1,12 @@
 """What FewStepPipeline draws with a tiny model: the latents ComfyUI must give too.
 
-Latents are in the network's scale here; ComfyUI's LATENT has another, see `network_scale`.
+Where diffusers has no pipeline of a task, `in_a_loop` has the recipe's scheduler step the stock
+network as the pipelines of that task do. Latents are in the network's scale here; ComfyUI's LATENT
+has another, see `network_scale`.
 """
 
 import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.pipeline import FewStepPipeline
+from fewstep.pipeline.image_to_image import begin
 from fewstep.recipe import FewStepRecipe
+from fewstep.schedulers import FewStepScheduler
+from fewstep.start_rules import DEFAULT_START_RULE
 from tests.comfy.testkit import conditioning, left_half
-from tests.comfy.tiny_models import TinyModel
+from tests.comfy.tiny_models import TinyModel, built
 from tests.tiny.parts import stock
 
 PROMPT_SEED = 11
@@ -24,12 +30,44 @@ IMAGE_TO_IMAGE = {
     "sd3": stock.StableDiffusion3Img2ImgPipeline,
     "sd15": stock.StableDiffusionImg2ImgPipeline,
     "sdxl": stock.StableDiffusionXLImg2ImgPipeline,
+    "wan": stock.WanVideoToVideoPipeline,
 }
 INPAINTING = {
     "sd3": stock.StableDiffusion3InpaintPipeline,
     "sd15": stock.StableDiffusionInpaintPipeline,
     "sdxl": stock.StableDiffusionXLInpaintPipeline,
 }
+Ask = Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+"""(stock network, sample, timestep of each sample, prompt) -> its output, without a variance."""
+
+NETWORK_CALLS: dict[str, Ask] = {
+    "sd3": lambda network, sample, timestep, made: network(
+        hidden_states=sample,
+        timestep=timestep,
+        encoder_hidden_states=made["cond"],
+        pooled_projections=made["pooled"],
+        return_dict=False,
+    )[0],
+    "sd15": lambda network, sample, timestep, made: network(
+        sample, timestep, encoder_hidden_states=made["cond"], return_dict=False
+    )[0],
+    "wan": lambda network, sample, timestep, made: network(
+        hidden_states=sample,
+        timestep=timestep,
+        encoder_hidden_states=made["cond"],
+        return_dict=False,
+    )[0],
+    "pixart": lambda network, sample, timestep, made: network(
+        sample,
+        encoder_hidden_states=made["cond"],
+        encoder_attention_mask=torch.ones(made["cond"].shape[:2]),
+        timestep=timestep,
+        added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+        return_dict=False,
+    )[0].chunk(2, dim=1)[0],
+}
+"""Model -> how its stock pipeline asks the network; SDXL has a pipeline for every task."""
+
 FLAGS = {
     "requires_safety_checker": False,
     "requires_aesthetics_score": False,
@@ -77,13 +115,27 @@ def reference(
 def image_to_image(
     model: TinyModel, recipe: FewStepRecipe, *, seed: int, image: Tensor, strength: float
 ) -> Tensor:
-    """The same from a picture's latents."""
+    """The same from a picture.
+
+    Args:
+        model: Which model.
+        recipe: How it is sampled.
+        seed: Of the noise.
+        image: Latents; for Wan, whose pipeline takes no clean latents, `frames`.
+        strength: 0 to 1.
+    """
+    if model.name not in IMAGE_TO_IMAGE:
+        return in_a_loop(model, recipe, seed=seed, image=image, strength=strength)
     task = IMAGE_TO_IMAGE[model.name]
-    return reference(model, recipe, seed=seed, task=task, image=image, strength=strength)
+    picture: dict[str, Any] = {"video" if model.name == "wan" else "image": image}
+    return reference(model, recipe, seed=seed, task=task, strength=strength, **picture)
 
 
 def inpainting(model: TinyModel, recipe: FewStepRecipe, *, seed: int, image: Tensor) -> Tensor:
     """The same where only the left half of a picture's latents is made anew."""
+    if model.name not in INPAINTING:
+        mask = left_half(*model.latent_shape[-2:])
+        return in_a_loop(model, recipe, seed=seed, image=image, mask=mask)
     return reference(
         model,
         recipe,
@@ -94,6 +146,68 @@ def inpainting(model: TinyModel, recipe: FewStepRecipe, *, seed: int, image: Ten
         masked_image_latents=image,  # only looked at by networks made for inpainting
         strength=1.0,
     )
+
+
+@torch.no_grad()
+def in_a_loop(
+    model: TinyModel,
+    recipe: FewStepRecipe,
+    *,
+    seed: int,
+    image: Tensor,
+    strength: float = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """What a stock inpainting pipeline would draw, written out: begin, step, blend.
+
+    As in StableDiffusion3InpaintPipeline it begins with noise alone at strength 1, else with the
+    noised picture, and after every step what is kept is the picture at the next step's noise.
+
+    Args:
+        model: Which model.
+        recipe: How it is sampled; without guidance.
+        seed: Of the noise, the first and the fresh.
+        image: A picture's latents, (1, *model.latent_shape).
+        strength: 0 to 1.
+        mask: 1 where the picture is made, 0 where it is kept; None makes all of it.
+    """
+    made = conditioning(PROMPT_SEED, **model.conditioning)
+    drawn = torch.ones(()) if mask is None else mask
+    scheduler = FewStepScheduler(recipe)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(image.shape, generator=generator)
+    timesteps = begin(scheduler, strength, DEFAULT_START_RULE)
+    noised = [scheduler.add_noise(image, noise, timestep) for timestep in timesteps]
+    sample = scheduler.init_noise_sigma * noise if strength == 1.0 else noised[0]
+    with scheduler.bound(generator):
+        for timestep, kept in zip(timesteps, [*noised[1:], image], strict=True):
+            output = NETWORK_CALLS[model.name](built(model), sample, timestep.expand(1), made)
+            sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
+            sample = drawn * sample + (1.0 - drawn) * kept
+    return sample
+
+
+def frames(model: TinyModel, seed: int) -> Tensor:
+    """Pixels of a clip of one frame, 0 to 1, (1, 3, height, width)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand((1, 3, model.pixels, model.pixels), generator=generator)
+
+
+@torch.no_grad()
+def encoded(model: TinyModel, video: Tensor) -> Tensor:
+    """A clip's latents by Wan's VAE, as its video-to-video pipeline makes them.
+
+    Args:
+        model: Wan.
+        video: Pixels, 0 to 1, (frames, 3, height, width).
+    """
+    vae: Any = model.pipeline().components["vae"]
+    found = vae.encode((2.0 * video - 1.0).transpose(0, 1)[None]).latent_dist.mode()
+    mean, deviation = (
+        torch.tensor(values).view(-1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return (found - mean) * (1.0 / deviation)
 
 
 def as_task(pipe: Any, task: type[Any]) -> Any:

@@ -241,10 +241,17 @@ def _wan_network() -> nn.Module:
     )
 
 
+@cache
+def _wan_vae() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return stock.AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1).eval()
+
+
 def _wan_pipeline(network: nn.Module) -> DiffusionPipeline:
     return stock.WanPipeline(
         transformer=network,
-        vae=stock.AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1),
+        vae=_wan_vae(),
         scheduler=flow_scheduler(),
         tokenizer=None,
         text_encoder=None,
