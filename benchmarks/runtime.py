@@ -3,6 +3,7 @@
     python benchmarks/runtime.py                       the digits pipeline
     python benchmarks/runtime.py --model sd15          a random pipeline of SD 1.5's size at 256 px
     python benchmarks/runtime.py --compile             torch.compile beside them (compiles first)
+    python benchmarks/runtime.py --engines cpu openvino-bf16      and diffusers in bfloat16 too
     OPTIMUM_PYTHON=venv/bin/python python benchmarks/runtime.py     Optimum's pipeline too
 
 Every arrangement draws the same four-step picture from the same prompt; arrangements take turns in
@@ -133,6 +134,8 @@ def steady(options: Any, base: str, adapter: str | None, folder: Path) -> None:
     draws: dict[str, Draw] = {"diffusers eager": lambda: np.asarray(pipe(PROMPT, seed=1).images)}
     if options.compile:
         draws["torch.compile"] = _compiled(base, adapter)
+    if "openvino-bf16" in options.engines:
+        draws["diffusers eager, bfloat16"] = _eager_bf16(base, adapter)
     threads = options.threads
     draws |= dict(_runtime(folder, name, threads) for name in options.engines)
     taken: dict[str, list[float]] = {name: [] for name in draws}
@@ -146,14 +149,23 @@ def steady(options: Any, base: str, adapter: str | None, folder: Path) -> None:
         taken["Optimum, ONNX Runtime"] = _optimum(folder, options.repeats)
     reference = statistics.median(taken["diffusers eager"])
     print(f"\n{options.model}, four steps, {threads} threads, {options.repeats} rounds\n")
-    print("| arrangement | median (quartiles) | to diffusers eager | pixels |")
-    print("| --- | --- | --- | --- |")
+    print("| arrangement | median (quartiles) | to diffusers eager | largest of 255 | PSNR |")
+    print("| --- | --- | --- | --- | --- |")
     for name, values in taken.items():
         low, middle, high = statistics.quantiles(values, n=4)
         wanted = first["diffusers eager"].astype(int)
-        error = np.abs(first[name] - wanted).max() if name in first else ""
+        away = first[name] - wanted if name in first else None
         ms = f"{1e3 * middle:.0f} ms ({1e3 * low:.0f}-{1e3 * high:.0f})"
-        print(f"| {name} | {ms} | {middle / reference:.3f} | {error} |")
+        print(f"| {name} | {ms} | {middle / reference:.3f} | {_distance(away)} |")
+
+
+def _distance(away: np.ndarray | None) -> str:
+    """Largest difference and PSNR; nothing where the pictures cannot be compared."""
+    if away is None:
+        return " | "
+    power = float(np.square(away.astype(float)).mean())
+    psnr = f"{10 * np.log10(255**2 / power):.0f} dB" if power else ""
+    return f"{np.abs(away).max()} | {psnr}"
 
 
 def teacher(options: Any, base: str, folder: Path) -> None:
@@ -201,6 +213,14 @@ def _compiled(base: str, adapter: str | None) -> Draw:
     for name in ("transformer", "unet"):
         if getattr(pipe, name, None) is not None:
             setattr(pipe, name, torch.compile(getattr(pipe, name)))
+    return lambda: np.asarray(pipe(PROMPT, seed=1).images)
+
+
+def _eager_bf16(base: str, adapter: str | None) -> Draw:
+    pipe: Any = FewStepPipeline.from_pretrained(base, adapter=adapter, torch_dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    if adapter:
+        pipe.fuse()
     return lambda: np.asarray(pipe(PROMPT, seed=1).images)
 
 
