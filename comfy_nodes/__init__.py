@@ -7,6 +7,7 @@ this file needs neither ComfyUI nor torch.
 """
 
 import importlib.metadata
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -51,6 +52,8 @@ def find_fewstep(folder: Path) -> None:
 
 
 def _installed_version() -> str | None:
+    if importlib.util.find_spec("fewstep") is None:  # a card without a package is none
+        return None
     try:
         return importlib.metadata.version("fewstep")
     except importlib.metadata.PackageNotFoundError:

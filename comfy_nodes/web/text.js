@@ -7,12 +7,13 @@ const WIDGET = "few_step_text";
 const LINE_PX = 15;
 const CHARACTER_PX = 6.7;
 const MAX_LINES = 18;
+const PADDING_PX = 4;
 
 function makeBox() {
   const box = document.createElement("pre");
   Object.assign(box.style, {
     margin: "0",
-    padding: "4px 6px",
+    padding: `${PADDING_PX}px 6px`,
     overflow: "auto",
     whiteSpace: "pre-wrap",
     overflowWrap: "anywhere",
@@ -21,6 +22,7 @@ function makeBox() {
     background: "var(--comfy-input-bg, #222)",
     borderRadius: "4px",
     boxSizing: "border-box",
+    contain: "size", // its node is as high as heightOf says, not as the whole text
   });
   return box;
 }
@@ -35,7 +37,8 @@ function heightOf(box, nodeWidth) {
 
 function addBox(node) {
   const box = makeBox();
-  const widget = node.addDOMWidget(WIDGET, "text", box, {
+  // A type of its own: Vue nodes draw one they know, such as "text", as an input of their own.
+  const widget = node.addDOMWidget(WIDGET, WIDGET, box, {
     serialize: false,
     getMinHeight: () => heightOf(box, node.size[0]),
   });
@@ -49,6 +52,8 @@ function show(node, lines) {
   if (!lines?.length && !known) return;
   const widget = known ?? addBox(node);
   widget.box.textContent = (lines ?? []).join("\n"); // as text: files wrote parts of it
+  const inside = heightOf(widget.box, node.size[0]) - 2 * PADDING_PX;
+  widget.box.style.containIntrinsicHeight = `${inside}px`;
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   node.setDirtyCanvas(true, true);

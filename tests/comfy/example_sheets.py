@@ -60,6 +60,8 @@ UNWANTED = "blurry, low contrast, watermark, text"
 
 TEXT = (400, 150)
 PICTURE = (380, 400)
+EXPERT = (380, 250)
+"""Of a loader that also says which phases are there."""
 SMALL_PICTURE = (340, 340)
 
 # The twins' files; tests make them. SD 1.5 stands in for SDXL: the same betas, a fifth of the size.
@@ -277,7 +279,7 @@ def two_experts() -> Sheet:
         "FewStepLoraLoader",
         model=base,
         lora_name="my_sd35_high_noise.safetensors",
-        size=(380, 220),
+        size=EXPERT,
         title="Expert of the noisy steps",
         tiny={"lora_name": "tiny-sd3-high-noise.safetensors"},
     )
@@ -285,7 +287,7 @@ def two_experts() -> Sheet:
         "FewStepLoraLoader",
         model=high,
         lora_name="my_sd35_low_noise.safetensors",
-        size=(380, 220),
+        size=EXPERT,
         title="Expert of the clean steps",
         tiny={"lora_name": "tiny-sd3-low-noise.safetensors"},
     )
@@ -344,8 +346,15 @@ def wan_experts() -> Sheet:
     noise = sheet.add("RandomNoise", noise_seed=7)
     sheet.column("3 One recipe, two networks", "ours")
     recipe = sheet.add("FewStepRecipe", preset="Wan · wan2.2-lightning-t2v-a14b", size=(360, 480))
-    guider = sheet.add("FewStepGuider", model=high, model_2=low, positive=prompt, recipe=recipe)
-    sampling = sheet.add("FewStepSampling", model=high, recipe=recipe, size=(360, 260))
+    guider = sheet.add(
+        "FewStepGuider",
+        model=high,
+        model_2=low,
+        positive=prompt,
+        recipe=recipe,
+        size=(360, 215),
+    )
+    sampling = sheet.add("FewStepSampling", model=high, recipe=recipe, size=(360, 270))
     sheet.column("4 Video", "result")
     made = sheet.add(
         "SamplerCustomAdvanced",
@@ -356,7 +365,7 @@ def wan_experts() -> Sheet:
         latent_image=size,
     )
     frames = sheet.add("VAEDecode", samples=made, vae=vae)
-    video = sheet.add("CreateVideo", images=frames, fps=16.0)
+    video = sheet.add("CreateVideo", images=frames, fps=16.0, size=(380, 115))
     sheet.add(
         "SaveVideo", video=video, filename_prefix="few-step/wan22", size=PICTURE, title="wan22"
     )

@@ -1,6 +1,6 @@
 """ComfyUI's real front end in a headless Chromium."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,15 @@ QUIET_MS = 1_500
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.InstalledVersion": "1.35.9",
+    "Comfy.VueNodes.Enabled": False,
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,
     "Comfy.Workflow.WorkflowTabsPosition": "Sidebar",
 }
-"""No tour, no overlays, and names are drawn at every zoom."""
+"""No tour, no overlays, names are drawn at every zoom, and nodes on the canvas."""
+VUE_NODES = {**SETTINGS, "Comfy.VueNodes.Enabled": True}
+"""Nodes as HTML over the canvas: "Nodes 2.0", which users can switch on."""
 
 LOAD = """async ([workflow, name]) => {
   await app.loadGraphData(workflow, true, true, name, {showMissingModelsDialog: false});
@@ -53,6 +56,11 @@ SEEN = """() => app.graph._nodes.map((node) => ({
   least: [...node.computeSize()],
   known: node.type in LiteGraph.registered_node_types,
 }))"""
+DRAWN = """() => [...document.querySelectorAll("[data-node-id]")].map((one) => ({
+  id: one.dataset.nodeId,
+  box: one.getBoundingClientRect().toJSON(),
+  text: one.innerText,
+}))"""
 DIALOGS = "[...document.querySelectorAll('[role=dialog]')].map((one) => one.innerText)"
 
 
@@ -79,6 +87,10 @@ class FrontEnd:
     def nodes(self) -> list[dict[str, Any]]:
         """Of the open workflow: "id", "type", "size", "least" size, and whether it is "known"."""
         return self.page.evaluate(SEEN)
+
+    def drawn(self) -> dict[int, dict[str, Any]]:
+        """Vue nodes of the open workflow by id: the "box" on the screen, the "text" in it."""
+        return {int(one["id"]): one for one in self.page.evaluate(DRAWN)}
 
     def graph(self) -> dict[str, Any]:
         """What Run would send: the open workflow in API format."""
@@ -115,13 +127,20 @@ class FrontEnd:
 
 @contextmanager
 def front_end(
-    url: str, chromium: str, *, width: int = 1600, height: int = 900, scale: float = 1.0
+    url: str,
+    chromium: str,
+    *,
+    settings: Mapping[str, Any] = SETTINGS,
+    width: int = 1600,
+    height: int = 900,
+    scale: float = 1.0,
 ) -> Iterator[FrontEnd]:
     """Open the front end of a running server.
 
     Args:
         url: The server's.
         chromium: Path of the browser.
+        settings: The user's; the server keeps them.
         width: Of the window, in CSS pixels.
         height: The same.
         scale: Device pixels per CSS pixel.
@@ -134,7 +153,7 @@ def front_end(
             page = browser.new_page(
                 viewport={"width": width, "height": height}, device_scale_factor=scale
             )
-            page.request.post(f"{url}/api/settings", data=SETTINGS)
+            page.request.post(f"{url}/api/settings", data=dict(settings))
             page.goto(url, wait_until="domcontentloaded", timeout=READY_MS)
             page.wait_for_function("window.app?.vueAppReady && window.app.graph", timeout=READY_MS)
             page.wait_for_timeout(QUIET_MS)

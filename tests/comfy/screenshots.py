@@ -22,6 +22,8 @@ from tests.comfy.twin_files import make_twin_files
 IMAGES = ROOT / "docs" / "images"
 SHOWN = {"01_few_step_quickstart": "comfy-quickstart", "06_wan22_high_low_experts": "comfy-experts"}
 """Workflow -> picture in docs/images."""
+LISTS = {"CheckpointLoaderSimple": "checkpoints", "FewStepLoraLoader": "loras"}
+"""Node -> the folder its first widget lists."""
 WIDTH = 1500
 SCALE = 1.4
 
@@ -75,8 +77,10 @@ def _workflow(name: str) -> dict[str, Any]:
 
 
 def _stand_in(workflow: Mapping[str, Any], folder: Path) -> None:
-    """Empty files for the public models, so that the lists of the nodes have them."""
+    """Empty files for the models, so that the lists of the nodes have them."""
     for node in workflow["nodes"]:
+        if node["type"] in LISTS:
+            (folder / LISTS[node["type"]] / node["widgets_values"][0]).touch()
         for model in node["properties"].get("models", ()):
             (folder / model["directory"] / model["name"]).touch()
 

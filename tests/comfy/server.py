@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.comfy.harness import MODEL_FOLDERS, TESTKIT, GraphFailed
+from tests.comfy.plain_python import plain_python
 
 BOOT_S = 240.0
 GRAPH_S = 120.0
@@ -109,28 +110,25 @@ class Server:
 def serving(comfyui: Path, folder: Path) -> Iterator[Server]:
     """A server with the test kit and our pack, as `fewstep comfy install` puts it there.
 
-    The pack runs on the fewstep it carries, not on the one that is installed here.
+    It runs in an environment without fewstep: the pack has the one it carries, and no other.
 
     Args:
         comfyui: A checkout of ComfyUI; nothing in it is changed.
         folder: Empty; becomes its base directory.
     """
     paths = _lay_out(folder)
-    carried = _install_pack(folder)
+    _install_pack(folder)
     port = _free_port()
     log = folder / "server.log"
     command = [
-        *(sys.executable, str(comfyui / "main.py"), "--cpu", "--listen", "127.0.0.1"),
+        *(str(plain_python(folder / "environment")), str(comfyui / "main.py"), "--cpu"),
+        *("--listen", "127.0.0.1"),
         *("--port", str(port), "--base-directory", str(folder), "--disable-api-nodes"),
         *("--extra-model-paths-config", str(paths), "--database-url", "sqlite:///:memory:"),
         "--disable-auto-launch",
     ]
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": str(carried),
-    }
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT
@@ -148,10 +146,9 @@ def serving(comfyui: Path, folder: Path) -> Iterator[Server]:
                 process.wait()
 
 
-def _install_pack(folder: Path) -> Path:
+def _install_pack(folder: Path) -> None:
     command = (sys.executable, "-m", "fewstep", "comfy", "install", "--comfyui", str(folder))
     subprocess.run(command, check=True, cwd=folder, capture_output=True)
-    return folder / "custom_nodes" / "fewstep-nodes" / "carried"
 
 
 def _lay_out(folder: Path) -> Path:

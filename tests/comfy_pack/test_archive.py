@@ -183,8 +183,9 @@ def test_the_carried_copy_runs_alone(pack: Path, source: Source) -> None:
     assert {"fewstep.recipe", "fewstep.zoo", "fewstep.comfy_nodes"} <= set(said["done"])
 
 
-@pytest.mark.parametrize("installed", ["none", "0.0.1"])
+@pytest.mark.parametrize("installed", ["none", "0.0.1", __version__])
 def test_an_installed_pack_uses_its_own_fewstep(pack: Path, installed: str) -> None:
+    """None is there, one of another release, or a card of this release without a package."""
     assert Path(python(FOUND, str(pack), installed).strip()).is_relative_to(pack)
 
 
