@@ -15,6 +15,8 @@ OUT       ?= demo-out
 ARGS      ?=
 
 BIN := $(VENV)/bin
+# A process per core; a file's tests stay together, as they share what is slow to make.
+PYTEST := $(VENV)/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 # The stamps carry a checksum of the choices above, so another TORCH is another installation.
 CHOICE      := $(firstword $(shell echo '$(PYTHON) $(TORCH) $(PIP_FLAGS)' | cksum))
 TORCH_STAMP := $(VENV)/torch-$(CHOICE).stamp
@@ -35,20 +37,20 @@ demo: $(RUN_STAMP) ## distil the shipped digits teacher, draw with the result, s
 	$(BIN)/fewstep demo --out $(OUT) $(ARGS)
 
 test: $(DEV_STAMP) ## the tests (ARGS="-k recipe" picks some)
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 check: $(DEV_STAMP) ## everything to run before a push: format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 fix: $(DEV_STAMP) ## format, and repair what the linter can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 nightly: $(DEV_STAMP) ## the tests with the slow ones
-	$(BIN)/python -m pytest -q -m "not gpu and not network" $(ARGS)
+	$(PYTEST) -m "not gpu and not network" $(ARGS)
 
 gpu: $(DEV_STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)

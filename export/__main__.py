@@ -93,7 +93,8 @@ def _first(text: str) -> str:
 
 
 def _fail(console: Console, message: str) -> int:
-    console.print(f"fewstep export: {message}", style="red", highlight=False, soft_wrap=True)
+    text = f"fewstep export: {message}"
+    console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
     return USER_ERROR
 
 

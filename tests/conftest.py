@@ -1,9 +1,14 @@
 """What holds for every test."""
 
+import os
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:  # before torch is imported: each process has its share of the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
 
 @pytest.fixture(autouse=True)

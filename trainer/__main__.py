@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FewstepError as error:
         rank = os.environ.get("RANK", "0")  # without a launcher there is none
         who = "" if rank == "0" else f"process {rank}: "
-        console.print(f"{who}error: {error}", style="red", highlight=False, soft_wrap=True)
+        console.print(
+            f"{who}error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         return 2
 
 

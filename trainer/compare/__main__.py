@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.page is not None:
             write_page(config)
     except FewstepError as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     for name in failed:
         console.print(f"failed: {name} (see its log.txt)", style="red")

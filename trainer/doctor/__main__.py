@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with console.status("examining"):
             diagnosis = examine(config, config.out / "doctor", verify=verify)
     except FewstepError as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     text = json.dumps(diagnosis.to_dict(), indent=1) if as_json else to_text(diagnosis)
     sys.stdout.write(text + "\n")

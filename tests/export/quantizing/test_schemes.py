@@ -12,6 +12,7 @@ import torch
 from onnx import numpy_helper
 
 from fewstep.errors import ExportError, ExportFolderError, MissingExtraError
+from fewstep.export.__main__ import main
 from fewstep.export.quantizing.fake_rounding import PerBlock, PerChannel, PerTensor
 from fewstep.export.quantizing.plan import Plan, Result
 from fewstep.export.quantizing.quantized_folder import (
@@ -177,7 +178,9 @@ def test_static_ranges_need_inputs(tmp_path: Path) -> None:
         Int8Static().quantize(tmp_path / "a.onnx", tmp_path / "b.onnx", (), ())
 
 
-def test_modelopt_is_asked_for_by_its_extra() -> None:
+def test_modelopt_is_asked_for_by_its_extra(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from importlib.util import find_spec
 
     from fewstep.export.quantizing.modelopt_scheme import ModelOptFp8
@@ -186,6 +189,9 @@ def test_modelopt_is_asked_for_by_its_extra() -> None:
         pytest.skip("nvidia-modelopt is installed")
     with pytest.raises(MissingExtraError, match=r"fewstep\[modelopt\]"):
         ModelOptFp8()
+    argv = ["quantize", str(source().root), "--precision", "fp8", "--out", str(tmp_path / "out")]
+    assert main(argv) == 2
+    assert "fewstep[modelopt]" in capsys.readouterr().err
 
 
 def test_a_damaged_source_is_refused(tmp_path: Path) -> None:
