@@ -22,6 +22,8 @@ from fewstep.export.tensorrt.operators import (
     OLDEST_OPSET,
     OPERATORS,
     OPSETS,
+    VENDOR,
+    VENDOR_OPERATORS,
     Version,
     release_for_opset,
 )
@@ -124,18 +126,18 @@ def _domains(read: ReadGraph) -> list[Finding]:
     found = [
         Finding("domain", name_of(node), f"{node.domain}.{node.op_type} is not an ONNX operator")
         for node in read.graph.node
-        if node.domain in strange
+        if node.domain in strange and not _is_vendors(node)
     ]
     return found[:20]  # an optimised graph has hundreds, one sentence is enough for all
 
 
 def _operator(node: NodeProto, tensorrt: Version) -> list[Finding]:
-    if node.domain not in ("", "ai.onnx"):
-        return []
+    if node.domain not in ("", "ai.onnx") and not _is_vendors(node):
+        return []  # `_domains` names it
     if node.op_type in DYNAMIC:
         text = f"{node.op_type} makes sizes depend on values; export without it"
         return [Finding("operator", name_of(node), text)]
-    known = OPERATORS.get(node.op_type)
+    known = (VENDOR_OPERATORS if _is_vendors(node) else OPERATORS).get(node.op_type)
     if known is None:
         return [Finding("operator", name_of(node), f"TensorRT has no {node.op_type}")]
     if known.since > tensorrt:
@@ -167,6 +169,10 @@ def _constants(node: NodeProto, read: ReadGraph) -> list[Finding]:
                 text = f"input {index} of {node.op_type} must be a constant"
                 found.append(Finding("constant", name_of(node), text))
     return found
+
+
+def _is_vendors(node: NodeProto) -> bool:
+    return node.domain == VENDOR and node.op_type in VENDOR_OPERATORS
 
 
 def _text(version: Version) -> str:

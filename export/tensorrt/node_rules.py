@@ -17,6 +17,7 @@ RESIZE_TRANSFORMS = (
 )
 NEAREST_MODES = ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
 MAX_K = 3840
+FOUR_BIT_BLOCK = 16
 
 
 def resize(node: NodeProto, read: ReadGraph) -> Iterable[str]:
@@ -49,12 +50,23 @@ def quantize(node: NodeProto, read: ReadGraph) -> Iterable[str]:
 
 
 def dequantize(node: NodeProto, read: ReadGraph) -> Iterable[str]:
-    """Symmetric, and scales known when the engine is built."""
-    yield from _constant_scale(node, read)
+    """Symmetric, and scales known when the engine is built, but those of blocks of an input."""
+    if not _is_of_blocks(node, read):
+        yield from _constant_scale(node, read)
     kind = read.types.get(node.input[0])
     if kind is not None and kind not in QUANTISED:
         yield f"{node.op_type} of {kind}; TensorRT takes {', '.join(sorted(QUANTISED))}"
     yield from _zero_point(node, read)
+
+
+def four_bit_quantize(node: NodeProto, read: ReadGraph) -> Iterable[str]:
+    """Blocks of 16 with scales of eight bits; the scale of the whole is stored."""
+    block = int_attribute(node, "block_size", FOUR_BIT_BLOCK)
+    if block != FOUR_BIT_BLOCK:
+        yield f"{node.op_type} in blocks of {block}; TensorRT takes {FOUR_BIT_BLOCK}"
+    if int_attribute(node, "scale_type", TensorProto.FLOAT8E4M3FN) != TensorProto.FLOAT8E4M3FN:
+        yield f"{node.op_type} with scales that are not float8 e4m3fn"
+    yield from _constant_scale(node, read)
 
 
 def top_k(node: NodeProto, read: ReadGraph) -> Iterable[str]:
@@ -84,6 +96,17 @@ def constant(node: NodeProto, read: ReadGraph) -> Iterable[str]:
     for name in ("sparse_value", "value_string", "value_strings"):
         if attribute(node, name) is not None:
             yield f"Constant with {name}; TensorRT takes dense numbers"
+
+
+def _is_of_blocks(node: NodeProto, read: ReadGraph) -> bool:
+    """Whether it brings back what TRT_FP4DynamicQuantize made, with the scales that it found."""
+    made = {value: other for other in read.graph.node for value in other.output}
+    scales = made.get(node.input[1])
+    if scales is None or scales.op_type != "DequantizeLinear":
+        return False
+    first, second = made.get(node.input[0]), made.get(scales.input[0])
+    is_four_bits = first is not None and first.op_type == "TRT_FP4DynamicQuantize"
+    return is_four_bits and first is second
 
 
 def _constant_scale(node: NodeProto, read: ReadGraph) -> Iterable[str]:
@@ -135,6 +158,7 @@ NODE_RULES: dict[str, tuple[NodeRule, ...]] = {
     "MaxPool": (first_output_only,),
     "QuantizeLinear": (quantize,),
     "Resize": (resize,),
+    "TRT_FP4DynamicQuantize": (four_bit_quantize,),
     "TopK": (top_k,),
 }
 """Operator -> functions that give one text per thing that is wrong."""

@@ -15,7 +15,7 @@ ANY = NUMBERS | {"bool"}
 BOOL = frozenset({"bool"})
 HALVES = frozenset({"float32", "float16"})
 CASTS = ANY | {"uint8"}
-QUANTISED = frozenset({"int8", "float8_e4m3fn", "int4"})
+QUANTISED = frozenset({"int8", "float8_e4m3fn", "int4", "float4e2m1"})
 
 Version = tuple[int, int]
 BASE: Version = (10, 1)
@@ -72,6 +72,12 @@ OPERATORS: dict[str, Operator] = {
     **_group("Swish", FLOATS, (11, 0)),
 }
 """Name in the ai.onnx domain -> what is known of it."""
+
+VENDOR = "trt"
+"""Domain of the operators that TensorRT adds to those of ONNX."""
+
+VENDOR_OPERATORS = {"TRT_FP4DynamicQuantize": Operator(FLOATS, (10, 8))}
+"""Name in that domain -> what is known of it."""
 
 DYNAMIC = frozenset({"If", "Loop", "Scan", "NonZero", "Compress", "NonMaxSuppression", "Unique"})
 """Control flow, and operators whose output size depends on values."""

@@ -211,7 +211,8 @@ def test_zero_points_must_be_zero(tmp_path: Path) -> None:
 
 def test_unsigned_activations_are_refused(tmp_path: Path) -> None:
     found = messages(check(tmp_path, quantised(np.array(0, np.uint8))), "attribute")
-    assert "/q: QuantizeLinear to uint8; TensorRT takes float8_e4m3fn, int4, int8" in found
+    kinds = "float4e2m1, float8_e4m3fn, int4, int8"
+    assert f"/q: QuantizeLinear to uint8; TensorRT takes {kinds}" in found
 
 
 def test_scales_must_be_known(tmp_path: Path) -> None:
@@ -223,6 +224,34 @@ def test_scales_must_be_known(tmp_path: Path) -> None:
     model = make_model(nodes, weights={"zero": np.array(0, np.int8)})
     found = messages(check(tmp_path, model), "attribute")
     assert found[0] == "/q: scale of QuantizeLinear is computed; TensorRT wants a constant"
+
+
+def four_bits(block: int = 16) -> ModelProto:
+    quantize = helper.make_node(
+        "TRT_FP4DynamicQuantize", ["x", "s"], ["x4", "x8"], "/q", domain="trt", block_size=block
+    )
+    back = helper.make_node("DequantizeLinear", ["x8", "s"], ["xs"], "/scales")
+    last = helper.make_node("DequantizeLinear", ["x4", "xs"], ["y"], "/dq", axis=-1, block_size=16)
+    return make_model(
+        [quantize, back, last],
+        weights={"s": np.array(0.1, np.float32)},
+        opset=23,
+        domains=("trt",),
+    )
+
+
+def test_inputs_in_four_bits_are_legal(tmp_path: Path) -> None:
+    assert check(tmp_path, four_bits()).is_legal
+    (text,) = messages(check(tmp_path, four_bits(block=32)), "attribute")
+    assert text == "/q: TRT_FP4DynamicQuantize in blocks of 32; TensorRT takes 16"
+    (early,) = messages(check(tmp_path, four_bits(), tensorrt=(10, 7)), "release")
+    assert early == "/q: TRT_FP4DynamicQuantize needs TensorRT 10.8, not 10.7"
+
+
+def test_an_operator_the_vendor_does_not_have(tmp_path: Path) -> None:
+    model = make_model([node("TRT_FP2", ["x"], domain="trt")], domains=("trt",))
+    report = check(tmp_path, model)
+    assert messages(report, "domain") == ["/TRT_FP2: trt.TRT_FP2 is not an ONNX operator"]
 
 
 def test_integers_beyond_int32(tmp_path: Path) -> None:
