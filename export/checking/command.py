@@ -81,10 +81,9 @@ def run(options: CheckOptions, console: Console) -> None:
         write_figures(folder.root, found.entered(folder.manifest))
     show(found, console)
     if options.report is not None:
-        from fewstep.export.checking.report import to_html
-        from fewstep.runtime.cache_folder import write_whole
+        from fewstep.export.checking.report import save_report
 
-        write_whole(options.report, to_html(found))
+        save_report(options.report, found)
         console.print(f"report: {options.report}", highlight=False)
     found.require()
 

@@ -3,120 +3,113 @@
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 from PIL import Image
 
-from fewstep.export.checking.findings import Findings, Pair
-from fewstep.export.checking.limits import is_within
-from fewstep.export.checking.speed import Times
+from fewstep.errors import ExportError
+from fewstep.export.checking.findings import Findings, Pair, in_words, worst_of_each
+from fewstep.export.checking.report_tables import figure, figure_tables, times_table
+from fewstep.runtime.cache_folder import write_whole
 from fewstep.runtime.manifest import Measured
 
 MOST_PICTURES = 4
 """Per case: the others are in the figures."""
-SIDE_PX = 192
+SIDE_PX, LARGEST_PX = 192, 320
+LONGEST_PROMPT = 120
 LARGEST_GAIN = 32
+
+
+def save_report(file: Path, findings: Findings) -> None:
+    """Write the report.
+
+    Args:
+        file: HTML file, written whole or not at all.
+        findings: What it tells.
+
+    Raises:
+        ExportError: It cannot be written.
+    """
+    try:
+        write_whole(file, to_html(findings))
+    except OSError as error:
+        raise ExportError(
+            f"the report {file} cannot be written ({error.strerror or error}); name another place "
+            "with --report, or make room"
+        ) from None
 
 
 def to_html(findings: Findings) -> str:
     """The whole report."""
-    verdict = "passes" if findings.is_good else "is refused"
-    kind = "good" if findings.is_good else "bad"
-    title = f"{findings.label}: {verdict}"
-    against = f"held against {findings.reference}" if findings.reference else "held against nothing"
-    parts = [
-        f"<header class={kind}><h1>{_text(title)}</h1><p>{_text(against)}</p>",
-        *(f"<p>{_text(problem)}</p>" for problem in findings.problems),
-        "</header>",
-        _section("Pictures", "".join(_case(pair) for pair in findings.pairs)),
-        _section("Speed on this machine", _times(findings.times)),
+    sections = [
+        ("Pictures", "".join(_case(pair) for pair in findings.pairs)),
+        ("Speed on this machine", times_table(findings.times)),
+        *figure_tables(findings.measured),
+        ("Notes", _list(findings.notes)),
     ]
-    for heading, rows in _groups(findings.measured):
-        parts.append(_section(heading, _table(rows)))
-    notes = "".join(f"<li>{_text(note)}</li>" for note in findings.notes)
-    parts.append(_section("Notes", f"<ul>{notes}</ul>" if notes else ""))
+    title = _title(findings)
+    body = "".join(
+        f"<section><h2>{heading}</h2>{inner}</section>" for heading, inner in sections if inner
+    )
     style = (files("fewstep.export.checking") / "report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{_text(title)}</title><style>{style}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
+        f"<body><main>{_verdict(findings)}{body}</main></body></html>\n"
     )
 
 
-def _groups(measured: Sequence[Measured]) -> Iterable[tuple[str, list[Measured]]]:
-    timed = ("ms", "ratio of time")
-    images = [m for m in measured if m.what == "image"]
-    steps = [m for m in measured if m.what == "latents"]
-    others = [m for m in measured if m.what not in ("image", "latents") and m.unit not in timed]
-    yield "Pictures in figures", images
-    yield "Latents after each step", steps
-    yield "Components on the same inputs", others
+def _title(findings: Findings) -> str:
+    return f"{findings.label} {'passes' if findings.is_good else 'is refused'}"
 
 
-def _section(heading: str, body: str) -> str:
-    return f"<section><h2>{_text(heading)}</h2>{body}</section>" if body else ""
+def _verdict(findings: Findings) -> str:
+    """What came of it, with every reason against it."""
+    limited = [m for m in findings.measured if m.limit is not None]
+    kept = len(limited) - len(findings.missed)
+    against = f"Held against {findings.reference or 'nothing'}"
+    counted = f"; {kept} of {len(limited)} figures with a limit keep it." if limited else "."
+    reasons = (*findings.problems, *(in_words(m) for m in worst_of_each(findings.missed)))
+    kind = "good" if findings.is_good else "bad"
+    return (
+        f"<header class={kind}><h1>{_text(_title(findings))}</h1><p>{_text(against)}{counted}</p>"
+        f"{_list(reasons)}</header>"
+    )
 
 
-def _table(rows: Sequence[Measured]) -> str:
-    """One row per place, one column per unit."""
-    if not rows:
-        return ""
-    units = list(dict.fromkeys(row.unit for row in rows))
-    places = list(dict.fromkeys((row.what, row.where) for row in rows))
-    known = {(row.what, row.where, row.unit): row for row in rows}
-    head = "".join(f"<th>{_text(unit)}</th>" for unit in units)
-    body = []
-    for what, where in places:
-        cells = "".join(_cell(known.get((what, where, unit))) for unit in units)
-        body.append(f"<tr><td>{_text(what)}</td><td>{_text(where)}</td>{cells}</tr>")
-    return f"<table><tr><th></th><th></th>{head}</tr>{''.join(body)}</table>"
-
-
-def _cell(measured: Measured | None) -> str:
-    if measured is None:
-        return "<td></td>"
-    kind = "" if measured.limit is None else "good" if is_within(measured) else "bad"
-    limit = "" if measured.limit is None else f"<small>limit {measured.limit:g}</small>"
-    return f'<td class="number {kind}">{measured.value:.4g}{limit}</td>'
-
-
-def _times(times: Sequence[Times]) -> str:
-    if not times:
-        return ""
-    widest = max(max(one.reference_ms, one.candidate_ms) for one in times)
-    rows = []
-    for one in times:
-        bars = "".join(
-            f'<div class="bar {name}" style="width:{max(value / widest * 100, 1):.1f}%"></div>'
-            for name, value in (("before", one.reference_ms), ("after", one.candidate_ms))
-        )
-        rows.append(
-            f"<tr><td>{_text(one.what)}</td><td>{_text(one.where)}</td>"
-            f'<td class="bars">{bars}</td>'
-            f'<td class="number">{one.reference_ms:.2f}</td>'
-            f'<td class="number">{one.candidate_ms:.2f}</td>'
-            f'<td class="number">{one.ratio:.2f}<small>{one.low:.2f} to {one.high:.2f}, '
-            f"{one.repeats} in turns</small></td></tr>"
-        )
-    head = "<tr><th></th><th></th><th></th><th>before, ms</th><th>after, ms</th><th>ratio</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+def _list(lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{_text(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def _case(pair: Pair) -> str:
-    figures = ", ".join(f"{m.unit} {m.value:.4g}" for m in pair.measured)
     rows = []
     for index in range(min(len(pair.wanted), MOST_PICTURES)):
         wanted, found = pair.wanted[index], pair.found[index]
         gap, gain = amplified(wanted, found)
-        label = f"difference × {gain}" if gain else "no difference"
+        label = f"{gain} x difference" if gain else "no difference"
         shown = ((wanted, "reference"), (found, "this folder"), (gap, label))
         cells = "".join(_picture(pixels, caption) for pixels, caption in shown)
-        prompt = pair.case.prompts[index][:120]
-        rows.append(f'<div class="row">{cells}<p class="prompt">{_text(prompt)}</p></div>')
-    title = f"<h3>{_text(pair.case.name)} <small>{_text(figures)}</small></h3>"
-    return f"<article>{title}{''.join(rows)}</article>"
+        prompt = shorten(pair.case.prompts[index], LONGEST_PROMPT, placeholder=" ...")
+        rows.append(f'<p class="prompt">{_text(prompt)}</p><div class="row">{cells}</div>')
+    title = f"<h3>{_text(pair.case.name)} <small>{_text(_in_short(pair.measured))}</small></h3>"
+    hidden = len(pair.wanted) - len(rows)
+    more = f'<p class="prompt">and {hidden} more, not shown</p>' if hidden else ""
+    return f"<article>{title}{''.join(rows)}{more}</article>"
+
+
+def _in_short(measured: Sequence[Measured]) -> str:
+    """The worst picture's figures in a line."""
+    known = {m.unit: m for m in measured}
+    if known["max error of 255"].value == 0:
+        return "equal to the last bit"
+    error, psnr, ssim = (figure(known[unit]) for unit in ("max error of 255", "dB", "SSIM"))
+    return f"worst picture: {error} of 255, {psnr} dB, SSIM {ssim}"
 
 
 def amplified(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, int]:
@@ -143,9 +136,10 @@ def _picture(pixels: np.ndarray, caption: str) -> str:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     data = base64.b64encode(stream.getvalue()).decode("ascii")
-    shown = max(SIDE_PX, min(pixels.shape[1], 512))
+    shown = max(SIDE_PX, min(pixels.shape[1], LARGEST_PX))
     return (
-        f'<figure><img width="{shown}" src="data:image/png;base64,{data}" alt="{_text(caption)}">'
+        f'<figure style="max-width:{shown}px">'
+        f'<img src="data:image/png;base64,{data}" alt="{_text(caption)}">'
         f"<figcaption>{_text(caption)}</figcaption></figure>"
     )
 

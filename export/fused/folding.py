@@ -12,7 +12,6 @@ LARGEST_OUTPUT = 1 << 22
 
 def fold_constants(model: ir.Model) -> None:
     """Evaluate everything that no input of the graph reaches, in place."""
-    _narrow(model.graph)
     optimizer.optimize(
         model,
         onnx_shape_inference=False,
@@ -21,7 +20,7 @@ def fold_constants(model: ir.Model) -> None:
     )
 
 
-def _narrow(graph: ir.Graph) -> None:
+def keep_one_row(graph: ir.Graph) -> None:
     """Keep a constant that is repeated for every picture as one row: what follows broadcasts.
 
     Networks repeat the timestep before they embed it. Where a row would not do (it is joined with
@@ -36,6 +35,15 @@ def _narrow(graph: ir.Graph) -> None:
             _to_one_row(graph, node)
         if all(value is None or value in constant for value in node.inputs) and node.inputs:
             constant.update(node.outputs)
+
+
+def drop_notes(graph: ir.Graph) -> None:
+    """Leave out types and shapes of inner values, which hosts work out again."""
+    kept = set(graph.outputs)
+    for node in graph:
+        for output in node.outputs:
+            if output not in kept:
+                output.type = output.shape = None
 
 
 def _to_one_row(graph: ir.Graph, node: ir.Node) -> None:

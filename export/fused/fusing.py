@@ -2,7 +2,7 @@
 
 The runtime's own hosts, step loop and rounding are run on arrays that record (`graph_array`), so
 the fused graph computes what the runtime computes. What depends on nothing but the step (time
-embeddings) is computed once and stored.
+embeddings) is computed once and stored, where that cannot tip a rounding.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from fewstep import __version__
 from fewstep.errors import ExportError
-from fewstep.export.fused.folding import fold_constants
+from fewstep.export.fused.folding import drop_notes, fold_constants, keep_one_row
 from fewstep.export.fused.graph_array import GraphArray
 from fewstep.export.fused.recorded import RecordedNoise, RecordedSession, RecordedTokenizer
 from fewstep.export.fused.recorder import FREE, Recorder
@@ -23,12 +23,13 @@ from fewstep.recipe import FewStepRecipe
 from fewstep.recipe_plan import first_noise_scale, plan_steps
 from fewstep.runtime.hosts.host import Parts
 from fewstep.runtime.hosts.registry import host_of
-from fewstep.runtime.manifest import Graph, Manifest, Tensor
+from fewstep.runtime.manifest import Graph, Manifest, Precision, Tensor
 from fewstep.runtime.pictures import to_uint8
 from fewstep.runtime.sampling_loop import Guided, Loop, is_guided
 from fewstep.runtime.tokens import PromptTokenizer
 
 NAME = "fused"
+FLOATS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
 
 def add_fused(
@@ -61,7 +62,11 @@ def add_fused(
     pixels.value.shape = ir.Shape([recorder.batch, *pixels.shape[1:]])
     graph = recorder.graph(NAME, [pixels.value], opset)
     model = ir.Model(graph, ir_version=10, producer_name="fewstep", producer_version=__version__)
-    fold_constants(model)
+    keep_one_row(model.graph)
+    if rounds(manifest):
+        drop_notes(model.graph)
+    else:
+        fold_constants(model)
     save_graph(model, folder / NAME)
     entry = Graph(
         file=f"{NAME}/model.onnx",
@@ -76,6 +81,15 @@ def add_fused(
         graphs={**manifest.graphs, NAME: entry},
         settings={**manifest.settings, "fused_steps": float(steps)},
     )
+
+
+def rounds(manifest: Manifest) -> bool:
+    """Whether a network rounds its activations.
+
+    The last bit of a time embedding then decides which way a rounding goes, so it has to come from
+    the kernels that the components run on: ONNX Runtime's, when the graph is loaded.
+    """
+    return any(graph.precision not in FLOATS for graph in manifest.graphs.values())
 
 
 def _record(

@@ -1,6 +1,7 @@
 """Sessions, tokenizers and noise that record: what a host asks for becomes a part of a graph."""
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ class RecordedSession:
         self.graph = graph
         self._recorder, self._name, self._twins = recorder, name, tuple(twins)
         self._model = ir.load(file)
+        recorder.domains.update(self._model.opset_imports)
         self._weights: dict[str, ir.Value] = {}
+        self._fixed: dict[ir.Value, ir.Value] = {}
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """See `Session.run`; gives GraphArrays."""
@@ -56,24 +59,31 @@ class RecordedSession:
         return found
 
     def _copied(self, given: dict[str, GraphArray], wanted: set[str]) -> dict[str, ir.Value]:
-        graph, known = self._model.graph, dict[ir.Value, ir.Value]()
-        for value in graph.inputs:
-            known[value] = given[str(value.name)].value
+        """What weights alone decide is copied in the first call, and is the same in the others."""
+        graph, fixed = self._model.graph, self._fixed
         for name, value in graph.initializers.items():
-            known[value] = self._weight(name, value.const_value)
+            fixed[value] = self._weight(name, value.const_value)
+        known = {value: given[str(value.name)].value for value in graph.inputs}
         for node in _needed(graph, wanted):
-            inputs = [None if v is None else known[v] for v in node.inputs]
-            copies = self._recorder.node(
-                node.op_type,
-                inputs,
-                list(node.attributes.values()),
-                domain=node.domain,
-                num_outputs=len(node.outputs),
-            )
-            for old, new in zip(node.outputs, copies, strict=True):
-                new.type, new.shape = old.type, old.shape  # ranks are read when folding
-                known[old] = new
-        return {str(v.name): known[v] for v in graph.outputs if v.name in wanted}
+            if all(output in fixed for output in node.outputs):
+                continue
+            is_fixed = all(value is None or value in fixed for value in node.inputs)
+            copies = self._copy(node, ChainMap(fixed, known))
+            (fixed if is_fixed else known).update(zip(node.outputs, copies, strict=True))
+        every = ChainMap(fixed, known)
+        return {str(v.name): every[v] for v in graph.outputs if v.name in wanted}
+
+    def _copy(self, node: ir.Node, known: Mapping[ir.Value, ir.Value]) -> Sequence[ir.Value]:
+        copies = self._recorder.node(
+            node.op_type,
+            [None if value is None else known[value] for value in node.inputs],
+            list(node.attributes.values()),
+            domain=node.domain,
+            num_outputs=len(node.outputs),
+        )
+        for old, new in zip(node.outputs, copies, strict=True):
+            new.type, new.shape = old.type, old.shape  # ranks are read when folding
+        return copies
 
     def _weight(self, name: str, tensor: Any) -> ir.Value:
         if name not in self._weights:

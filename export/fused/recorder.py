@@ -23,6 +23,8 @@ class Recorder:
         self.nodes: list[ir.Node] = []
         self.inputs: list[ir.Value] = []
         self.weights: dict[str, ir.Value] = {}
+        self.domains: dict[str, int] = {}
+        """Version of each further set of operators."""
         self._count = 0
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
@@ -78,7 +80,11 @@ class Recorder:
     def graph(self, name: str, outputs: Sequence[ir.Value], opset: int) -> ir.Graph:
         """The finished graph."""
         made = ir.Graph(
-            self.inputs, outputs, nodes=self.nodes, opset_imports={"": opset}, name=name
+            self.inputs,
+            outputs,
+            nodes=self.nodes,
+            opset_imports={**self.domains, "": opset},
+            name=name,
         )
         for value in self.weights.values():
             if value.uses():

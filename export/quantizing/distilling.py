@@ -119,25 +119,23 @@ def distil(
         progress: Told of every recording.
 
     Raises:
-        ExportError: A component is no denoiser, experts share one, or the folder was not made
-            from this pipeline.
+        ExportError: A component is no denoiser, or the folder was not made from this pipeline.
     """
-    if merged.experts:
-        raise ExportError(
-            "--distil trains a network as a whole, and this model's experts share one; leave it out"
-        )
-    parts = {part.name: part for part in merged.parts()}
+    denoisers = merged.expert_graphs or (merged.family.denoiser,)
+    for name in plan.components:
+        if name not in denoisers:
+            raise ExportError(f"--distil trains denoisers, not {name}; take it of --components")
     weights: dict[str, dict[str, np.ndarray]] = {}
     before, after = 0.0, 0.0
-    for name in plan.components:
-        if name not in parts or name.startswith(("text_encoder", "vae")):
-            raise ExportError(f"--distil trains denoisers, not {name}; take it of --components")
-        lesson, trained = _prepare(source, parts[name], plan)
+    for part in merged.parts():  # an expert is in a network that it shares until the next is asked
+        if part.name not in plan.components:
+            continue
+        lesson, trained = _prepare(source, part, plan)
         held = lesson.feeds(HELD_SEED)
         before = max(before, lesson.error(held))
         _train(lesson, trained, steps, progress)
         after = max(after, lesson.error(held))
-        weights[name] = _values(lesson.student.module, trained)
+        weights[part.name] = _values(lesson.student.module, trained)
     return Distilled(weights, steps, before, after)
 
 

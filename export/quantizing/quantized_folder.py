@@ -2,18 +2,21 @@
 
 import dataclasses
 import datetime
+import errno
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 
 from fewstep.errors import ExportError
 from fewstep.export.checking.reference import onnx_loader
 from fewstep.export.onnx_folder import versions, write_manifest
 from fewstep.export.quantizing.layers import Layer, layers_of, load_graph, replace_weights, without
 from fewstep.export.quantizing.plan import Plan, Result
+from fewstep.export.quantizing.schemes import Scheme
 from fewstep.export.quantizing.sensitivity import Sensitivities, measure_sensitivity
 from fewstep.export.quantizing.skipping import Skips
 from fewstep.export.quantizing.trajectories import record
@@ -110,7 +113,7 @@ def _quantize_one(
     work = folder / ".work"
     work.mkdir()
     ir.save(model, work / "source.onnx", external_data="source.onnx_data")
-    scheme.quantize(work / "source.onnx", work / "target.onnx", chosen, feeds)
+    _quantize(scheme, work, chosen, feeds)
     made = ir.load(work / "target.onnx")
     names = {layer.name for layer in chosen if not _is_float(made, layer)}
     _save(made, folder / name)
@@ -124,6 +127,13 @@ def _quantize_one(
         bytes_after=stored_bytes(folder / name),
         sensitivities=found,
     )
+
+
+def _quantize(scheme: Scheme, work: Path, layers: Sequence[Layer], feeds: Sequence[Feeds]) -> None:
+    try:
+        scheme.quantize(work / "source.onnx", work / "target.onnx", layers, feeds)
+    except DecodeError as error:  # onnx's shape inference does not see that its write fell short
+        raise OSError(errno.ENOSPC, "a graph was cut short, as on a full disk") from error
 
 
 def _is_float(model: ir.Model, layer: Layer) -> bool:

@@ -18,11 +18,14 @@ from fewstep.digits.weights import teacher_folder
 from fewstep.errors import ExportError
 from fewstep.export.__main__ import main
 from fewstep.export.checking.limits import is_within
-from fewstep.export.experts import SharedExpert, shared_experts
+from fewstep.export.experts import shared_experts
 from fewstep.export.families.registry import family_of
-from fewstep.export.merging import MergedPipeline, load_merged
-from fewstep.export.quantizing.distilling import distil
+from fewstep.export.merging import load_merged
+from fewstep.export.quantizing.distilling import RATE, distil
+from fewstep.export.quantizing.plan import Plan
 from fewstep.export.quantizing.quantized_folder import chosen_components
+from fewstep.export.quantizing.schemes import Int4
+from fewstep.export.quantizing.skipping import parse_skips
 from fewstep.loading import load_stock_pipeline
 from fewstep.pipeline import FewStepPipeline
 from fewstep.recipe import Expert, FewStepRecipe
@@ -37,7 +40,6 @@ from tests.expert_files import deltas_of, expert_folder
 from tests.export.expert_exports import (
     LAYERS,
     expert_adapters,
-    expert_recipe,
     exported_experts,
 )
 from tests.tiny_pipelines import WAN22
@@ -169,14 +171,27 @@ def _bytes(file: Path) -> int:
     return sum(path.stat().st_size for path in file.parent.glob("model.onnx*"))
 
 
-def test_experts_are_quantized_together_and_not_distilled() -> None:
+def test_experts_are_quantized_together() -> None:
     folder = ExportFolder.open(exported_experts(0.0).folder)
     assert chosen_components(folder, ()) == (NETWORK, f"{NETWORK}_2")
-    experts = tuple(SharedExpert(graph, graph, Path()) for graph in folder.manifest.experts)
-    family = family_of("StableDiffusion3Pipeline")
-    merged = MergedPipeline(None, expert_recipe(), family, 0.0, experts=experts)
-    with pytest.raises(ExportError, match="this model's experts share one; leave it out"):
-        distil(folder, merged, None, steps=1, progress=print)  # pyright: ignore[reportArgumentType]
+
+
+def test_each_expert_is_distilled_in_its_turn(base: dict[str, Tensor]) -> None:
+    folder = ExportFolder.open(exported_experts(0.0).folder)
+    merged = load_merged(teacher_folder("sd3"), expert_adapters(), None)
+    names = chosen_components(folder, ())
+    plan = Plan(Int4(), names, parse_skips([]), tuple(PROMPTS[:2]), threads=1)
+    made = distil(folder, merged, plan, steps=10, progress=lambda _: None)
+    assert tuple(made.weights) == names
+    assert made.after < made.before
+    for expert, name in zip(LAYERS, names, strict=True):
+        wanted = merged_by_hand(base, expert)
+        for key, value in made.weights[name].items():
+            start = wanted[key.removeprefix("model.")].numpy()
+            # Adam moves a weight by its rate a step: ten steps from this expert, not the other
+            np.testing.assert_allclose(value, start, rtol=0, atol=10 * RATE)
+    held = merged.pipe.components[NETWORK].state_dict()
+    assert all(torch.equal(value, base[key]) for key, value in held.items())
 
 
 def test_networks_of_which_some_are_shared_are_refused() -> None:

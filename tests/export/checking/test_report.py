@@ -1,15 +1,17 @@
 """What a reader of the report is told, and in which order."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fewstep.errors import ExportError
 from fewstep.export.checking.drawing import Case
 from fewstep.export.checking.findings import Findings, Pair
 from fewstep.export.checking.limits import EIGHT_BITS, SLOWER
 from fewstep.export.checking.parity import compare_pictures
-from fewstep.export.checking.report import to_html
+from fewstep.export.checking.report import save_report, to_html
 from fewstep.export.checking.speed import Times
 from fewstep.runtime.manifest import Measured
 
@@ -86,3 +88,14 @@ def test_without_figures_nothing_is_counted() -> None:
     told = to_html(Findings("this int4 folder", None))
     assert "Held against nothing.</p>" in told
     assert "<table>" not in told
+
+
+def test_a_report_that_cannot_be_written_says_which_file_and_why(tmp_path: Path) -> None:
+    taken = tmp_path / "report.html"
+    taken.mkdir()
+    same = findings(np.full((6, 8, 8, 3), 255, np.uint8))
+    with pytest.raises(
+        ExportError, match=r"report .*report\.html cannot be written \(.+\); name"
+    ):
+        save_report(taken, same)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -59,13 +59,22 @@ def test_a_published_folder_draws_and_says_what_was_measured(tmp_path: Path) -> 
     assert "x); 31 layers quantized, 1 stay float" in told.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     pixels = FewStepRuntime.load(out, provider="cpu", has_cache=False)("a seven", seed=1).pixels
     assert pixels.std() > 1
-    assert "without a fused graph, which is made of float" in told.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "without a fused graph: draw from the components" in told.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "fused_steps" not in opened.manifest.settings
-    with pytest.raises(RuntimeSettingError, match="is in int8-dynamic, and fused graphs are"):
+    with pytest.raises(RuntimeSettingError, match="int8-dynamic and has no fused graph; quantize"):
         FusedRuntime.load(out)
     page = report.read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") >= 12
     assert "http" not in re.sub(r"base64,[^\"]+", "", page)  # nothing is fetched
+
+
+def test_the_fused_graph_comes_when_asked_for(tmp_path: Path) -> None:
+    out, told = tmp_path / "out", console()
+    run(options(source().root, out, fused=True, force=True), told)
+    manifest = ExportFolder.open(out, verify=True).manifest
+    assert {"fused", "image", "transformer"} <= {one.what for one in manifest.measured}
+    assert FusedRuntime.load(out, has_cache=False)("a seven", seed=1).pixels.std() > 1
+    assert "without a fused graph" not in told.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_one_that_differs_too_much_is_refused_with_figures(
@@ -97,6 +106,7 @@ def test_skips_by_sensitivity_are_recorded(tmp_path: Path) -> None:
     [
         ({"precision": "int4", "activations": "uint16"}, "--activations is of int8-static"),
         ({"precision": "int4", "block": 48}, "--block is 48"),
+        ({"precision": "int4", "fused": True}, "--fused got int4"),
         ({"distil": 5}, "give its --base"),
         ({"distil": -1}, "--distil is -1"),
         ({"components": "vae"}, "has no 'vae'"),
