@@ -4,19 +4,14 @@ The recipe input > what our loader attached to MODEL > the metadata that newer c
 their own LoRA loader read the file > an error that says what to do.
 """
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
+from fewstep.comfy_nodes.core_loader import recipe_of_core
 from fewstep.comfy_nodes.sockets import NamedRecipe
 from fewstep.errors import RecipeNotFoundError
-from fewstep.recipe import METADATA_KEY, FewStepRecipe
 
 ATTACHMENT = "fewstep"
 """Where our loader keeps the recipe on a MODEL; survives clone() and so every later loader node."""
-
-CORE_METADATA = "lora_metadata"
-"""Where newer cores keep a LoRA file's metadata on a MODEL."""
 
 
 def attach(model: Any, named: NamedRecipe) -> None:
@@ -39,23 +34,12 @@ def resolve(model: Any, given: NamedRecipe | None) -> NamedRecipe:
     Raises:
         RecipeNotFoundError: There is none.
         RecipeError: The metadata holds a broken one.
+        AdapterError: The core's loader cannot have applied its file as it is meant.
     """
-    found = given or attached(model) or _of_core(model.get_attachment(CORE_METADATA))
+    found = given or attached(model) or recipe_of_core(model)
     if found is None:
         raise RecipeNotFoundError(
             'MODEL carries no few-step recipe. Load the adapter with "Few-Step LoRA Loader", or '
             'connect a "Few-Step Recipe" node (a preset may exist).'
         )
     return found
-
-
-def _of_core(metadata: object) -> NamedRecipe | None:
-    if isinstance(metadata, str):
-        try:
-            metadata = json.loads(metadata)
-        except ValueError:  # another pack's text under the same name
-            return None
-    if not isinstance(metadata, Mapping) or METADATA_KEY not in metadata:
-        return None
-    title = metadata.get("modelspec.title")
-    return NamedRecipe(FewStepRecipe.from_json(str(metadata[METADATA_KEY])), str(title or "LoRA"))
