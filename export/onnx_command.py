@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from fewstep.errors import ExportError
 from fewstep.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -77,9 +78,8 @@ def check_pictures(
     from fewstep.export.checking.gate import examine
     from fewstep.export.checking.prompts import read_prompts
     from fewstep.export.checking.reference import merged_reference
-    from fewstep.export.checking.report import to_html
+    from fewstep.export.checking.report import save_report
     from fewstep.export.onnx_folder import write_manifest
-    from fewstep.runtime.cache_folder import write_whole
     from fewstep.runtime.export_folder import ExportFolder
     from fewstep.runtime.hosts.registry import HOSTS
 
@@ -89,7 +89,7 @@ def check_pictures(
     prompts = read_prompts(options.prompts)
     found = examine(ExportFolder.open(folder), merged_reference(merged), prompts, progress=progress)
     if options.report is not None:
-        write_whole(options.report, to_html(found))
+        save_report(options.report, found)
     found.require(force=options.force)
     return dataclasses.replace(
         manifest,
@@ -118,6 +118,11 @@ def run(options: OnnxOptions, console: Console) -> None:
         read_prompts(options.prompts)  # a wrong file is refused now, not after the export
         base = resolve_base(options.base)
         merged = load_merged(base, options.adapter, options.recipe, options.precision)
+        if options.fused and not merged.family.can_be_fused:
+            raise ExportError(
+                f"{merged.family.name} decodes clips in pieces, which no fused graph holds; leave "
+                "out --fused"
+            )
         with whole_folder(options.out, overwrite=options.overwrite) as folder:
             manifest = write_folder(merged, folder, opset=options.opset, progress=tell)
             manifest = check_graphs(merged, folder, manifest, force=options.force, progress=tell)

@@ -10,10 +10,12 @@ import numpy as np
 from fewstep.export.checking.recording import RecordingLoader
 from fewstep.runtime.export_folder import ExportFolder
 from fewstep.runtime.few_step_runtime import FewStepRuntime, StepEvent
-from fewstep.runtime.hosts.host import Host, Parts
+from fewstep.runtime.hosts.host import Host, Parts, Size
 from fewstep.runtime.hosts.registry import host_of
 from fewstep.runtime.session import Feeds, Loader
 
+CLIP = 9
+"""Pictures of a clip that is compared: three latent frames where four pictures are one."""
 LONG = "a picture of many small things on a table, described one after the other at great length, "
 
 
@@ -26,12 +28,14 @@ class Case:
         prompts: One per picture.
         size: (height, width) in pixels.
         seed: Of the first picture.
+        frames: Pictures of each clip; None where they are no clips.
     """
 
     name: str
     prompts: tuple[str, ...]
     size: tuple[int, int]
     seed: int = 0
+    frames: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Drawing:
     Attributes:
         feeds: Component -> inputs of its calls, in order.
         steps: Predicted clean latents after each step, shape (B, C, h, w); the last are decoded.
-        pixels: uint8, shape (B, H, W, 3).
+        pixels: uint8, shape (B, H, W, 3). Latents and pixels of clips have one axis more.
     """
 
     feeds: dict[str, list[Feeds]]
@@ -52,21 +56,25 @@ class Drawing:
 def cases_of(folder: ExportFolder, prompts: Sequence[str]) -> tuple[Case, ...]:
     """One picture alone, two of an odd aspect, one with a prompt that is too long, then the rest.
 
+    Clips are drawn small and short, without the rest: their own size takes a processor hours.
+
     Args:
         folder: Whose sizes.
         prompts: At least one.
     """
     host = _host(folder)
     side, step = host.default_size, host.size_multiple
+    if side.frames is not None:
+        side = _small(side, step)
     narrow = max(step, side.width * 3 // 4 // step * step)
-    native = (side.height, side.width)
+    native, frames = (side.height, side.width), side.frames
     first, second = prompts[0], prompts[1 % len(prompts)]
     found = [
-        Case("one picture", (first,), native),
-        Case("odd aspect", (first, second), (side.height, narrow), seed=1),
-        Case("longest prompt", (LONG * 40,), native, seed=2),
+        Case("one picture" if frames is None else "one clip", (first,), native, frames=frames),
+        Case("odd aspect", (first, second), (side.height, narrow), seed=1, frames=frames),
+        Case("longest prompt", (LONG * 40,), native, seed=2, frames=frames),
     ]
-    if len(prompts) > 1:
+    if len(prompts) > 1 and frames is None:
         found.append(Case(f"{len(prompts)} prompts", tuple(prompts), native, seed=3))
     return tuple(found)
 
@@ -82,10 +90,18 @@ def draw(folder: ExportFolder, loader: Loader, case: Case) -> Drawing:
     runtime = FewStepRuntime(folder, recorder, host_of(folder.manifest.family))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # prompts are cut for every engine alike
-        found = runtime(case.prompts, seed=case.seed, size=case.size, callback=keep)
+        found = runtime(
+            case.prompts, seed=case.seed, size=case.size, frames=case.frames, callback=keep
+        )
     graphs = folder.manifest.graphs
     feeds = {n: recorder.kept[g.file] for n, g in graphs.items() if g.file in recorder.kept}
     return Drawing(feeds, tuple(steps), found.pixels)
+
+
+def _small(size: Size, step: int) -> Size:
+    """A quarter of each side, and as many pictures as a decoder needs to remember some."""
+    height, width = (max(step, side // 4 // step * step) for side in (size.height, size.width))
+    return Size(height, width, CLIP)
 
 
 def _host(folder: ExportFolder) -> Host:

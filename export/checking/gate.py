@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,13 @@ from fewstep.export.checking.findings import Findings, Pair
 from fewstep.export.checking.kernels import uncovered
 from fewstep.export.checking.limits import LIMITS, SLOWER, Limits
 from fewstep.export.checking.overflow import HALF_MAX, scan
-from fewstep.export.checking.parity import compare_component, compare_pictures, compare_steps
+from fewstep.export.checking.parity import (
+    compare_component,
+    compare_pictures,
+    compare_steps,
+    in_words,
+    stills,
+)
 from fewstep.export.checking.reference import Reference, check_same_model, onnx_loader
 from fewstep.export.checking.speed import Times, compare_times
 from fewstep.runtime.export_folder import ExportFolder
@@ -105,7 +111,9 @@ class Examination:
             own = self.reference.pictures
             pixels = wanted.pixels if own is None else own(case)
             measured = compare_pictures(case, pixels, mine.pixels, self.limits)
-            found.append(Pair(case, pixels, mine.pixels, measured))
+            each = tuple(p for p in case.prompts for _ in range(case.frames or 1))
+            shown = replace(case, prompts=each)
+            found.append(Pair(shown, stills(pixels), stills(mine.pixels), measured))
         return found
 
     def times(self, wanted: Drawing) -> list[Times]:
@@ -133,7 +141,7 @@ class Examination:
 
     def _picture_times(self) -> Times:
         case = self.cases[0]
-        where = f"{case.size[0]}x{case.size[1]}, {self.folder.recipe.default_steps} steps"
+        where = f"{in_words(case)}, {self.folder.recipe.default_steps} steps"
         own = self.reference.pictures
         mine = _drawer(self.folder, self.loader, case)
         if own is None:
@@ -251,7 +259,7 @@ def _drawer(folder: ExportFolder, loader: Loader, case: Case) -> Callable[[int],
 
     def once(index: int) -> object:
         other = _another(case, index)
-        return runtime(other.prompts, seed=other.seed, size=other.size)
+        return runtime(other.prompts, seed=other.seed, size=other.size, frames=other.frames)
 
     return once
 
@@ -259,7 +267,7 @@ def _drawer(folder: ExportFolder, loader: Loader, case: Case) -> Callable[[int],
 def _another(case: Case, index: int) -> Case:
     """The same work with another text: a prompt that was seen before is not encoded again."""
     prompts = tuple(f"{prompt} {index}" for prompt in case.prompts)
-    return Case(case.name, prompts, case.size, case.seed + index)
+    return replace(case, prompts=prompts, seed=case.seed + index)
 
 
 def _sums(folder: ExportFolder, name: str) -> list[str]:

@@ -65,16 +65,28 @@ def compare_steps(
 def compare_pictures(
     case: Case, wanted: np.ndarray, found: np.ndarray, limits: Limits
 ) -> tuple[Measured, ...]:
-    """The worst picture of a case."""
+    """The worst picture of a case; of clips, the worst of their pictures."""
+    wanted, found = stills(wanted), stills(found)
     parity = worst_parity(wanted, found)
     largest = float(np.abs(wanted.astype(np.int16) - found.astype(np.int16)).max())
     psnr_db = EQUAL_DB if math.isinf(parity.psnr_db) else parity.psnr_db
-    where = f"{case.name}, {case.size[0]}x{case.size[1]}"
+    where = f"{case.name}, {in_words(case)}"
     return (
         Measured(what="image", where=where, value=largest, unit="max error of 255"),
         Measured(what="image", where=where, value=psnr_db, unit="dB", limit=limits.psnr_db),
         Measured(what="image", where=where, value=parity.ssim, unit="SSIM", limit=limits.ssim),
     )
+
+
+def stills(pixels: np.ndarray) -> np.ndarray:
+    """Pictures (N, H, W, 3); the pictures of clips (B, F, H, W, 3) one after the other."""
+    return pixels.reshape(-1, *pixels.shape[-3:])
+
+
+def in_words(case: Case) -> str:
+    """Its size, for people."""
+    frames = "" if case.frames is None else f", {case.frames} frames"
+    return f"{case.size[0]}x{case.size[1]}{frames}"
 
 
 def difference(wanted: np.ndarray, found: np.ndarray) -> float:

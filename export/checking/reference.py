@@ -108,10 +108,13 @@ def _experts_reference(merged: "MergedPipeline") -> Reference:
 def _drawn(pipe: Any, case: Case) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     height, width = case.size
+    call = partial(pipe, list(case.prompts), seed=case.seed, height=height, width=width)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # prompts are cut for every engine alike
-        found = pipe(list(case.prompts), seed=case.seed, height=height, width=width)
-    return np.stack([np.asarray(image) for image in found.images])
+        if case.frames is None:
+            return np.stack([np.asarray(image) for image in call().images])
+        found = call(num_frames=case.frames, output_type="pil")
+    return np.stack([[np.asarray(image) for image in clip] for clip in found.frames])
 
 
 def check_same_model(candidate: ExportFolder, reference: ExportFolder) -> None:

@@ -15,11 +15,14 @@ class ExportFamily(ABC):
         name: As in recipes and manifests.
         pipelines: Classes of stock pipelines that are exported so.
         denoiser: Name of the part that is called once per step.
+        can_be_fused: Whether one graph can hold all of it; not where a decoder is called once per
+            piece of a clip.
     """
 
     name: ClassVar[str]
     pipelines: ClassVar[tuple[str, ...]]
     denoiser: ClassVar[str] = "transformer"
+    can_be_fused: ClassVar[bool] = True
 
     @abstractmethod
     def parts(self, pipe: Any) -> tuple[Part, ...]:

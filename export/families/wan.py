@@ -11,7 +11,12 @@ from fewstep.export.families.joint_attention import attend
 from fewstep.export.families.rotary import Angles, turned
 from fewstep.export.families.stand_ins import processors
 from fewstep.export.families.text_encoders import masked_t5_part
+from fewstep.export.families.wan_autoencoder import wan_decoder_part
 from fewstep.export.part import Part, Port
+
+STOCK_DEFAULTS = ("max_sequence_length", "height", "width", "num_frames")
+FRAMES_PER_SECOND = 16
+"""What the networks were trained at; no configuration says so."""
 
 
 class _Attention:
@@ -122,10 +127,11 @@ def wan_transformer_part(name: str, model: Any) -> Part:
 
 
 class Wan(ExportFamily):
-    """UMT5 and the transformers; no autoencoder, whose frames depend on those before."""
+    """UMT5, the transformers, and the decoder with its memory."""
 
     name: ClassVar[str] = "wan"
     pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline",)
+    can_be_fused: ClassVar[bool] = False
 
     def parts(self, pipe: Any) -> tuple[Part, ...]:
         if pipe.config.expand_timesteps:
@@ -137,12 +143,17 @@ class Wan(ExportFamily):
             for name in ("transformer", "transformer_2")
             if getattr(pipe, name) is not None
         ]
-        return (masked_t5_part("text_encoder", part_of(pipe, "text_encoder")), *networks)
+        return (
+            masked_t5_part("text_encoder", part_of(pipe, "text_encoder")),
+            *networks,
+            wan_decoder_part(part_of(pipe, "vae")),
+        )
 
     def settings(self, pipe: Any) -> dict[str, float]:
         return {
             "vae_scale_factor": pipe.vae_scale_factor_spatial,
             "vae_scale_factor_temporal": pipe.vae_scale_factor_temporal,
             "latent_channels": pipe.vae.config.z_dim,
-            "max_sequence_length": stock_default(pipe, "max_sequence_length"),
+            "frames_per_second": FRAMES_PER_SECOND,
+            **{name: stock_default(pipe, name) for name in STOCK_DEFAULTS},
         }

@@ -50,6 +50,10 @@ def add_fused(
         ExportError: The recipe guides, or the family's host does what no graph can hold.
         RecipeError: The model was not made for this step count.
     """
+    if manifest.makes_clips:
+        raise ExportError(
+            "clips are decoded in pieces, which no fused graph holds; leave out --fused"
+        )
     if is_guided(recipe):
         raise ExportError(
             "this recipe guides, and a fused graph is for models without; leave out --fused"

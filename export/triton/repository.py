@@ -51,6 +51,11 @@ def write_repository(
     """
     serving = serving or Serving()
     manifest = read_manifest(folder)
+    if manifest.makes_clips:
+        raise ExportError(
+            f"{folder} makes clips, and the model that clients call answers with pictures; draw it "
+            "with `fewstep draw`"
+        )
     components = _components(folder, manifest, is_fused)
     prefix, sizes = f"{name}_", usual_sizes(folder, manifest)
     with whole_folder(out, overwrite=overwrite) as partial:

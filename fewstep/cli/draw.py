@@ -1,4 +1,4 @@
-"""`fewstep draw`: pictures from an export folder, without torch."""
+"""`fewstep draw`: pictures and clips from an export folder, without torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ TensorRT): the pictures of `fewstep generate` for the same seeds, without torch 
 Examples:
   fewstep draw exported/ --prompt "a handwritten seven" --seed 7
   fewstep draw exported/ --prompt "a handwritten one" "a handwritten two" --num-images 4 --steps 2
-  fewstep draw exported/ --prompt "a lighthouse" --size 512x768 --provider openvino"""
+  fewstep draw exported/ --prompt "a lighthouse" --size 512x768 --provider openvino
+  fewstep draw exported-wan/ --prompt "a lighthouse in a storm" --size 480x832 --frames 33"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +39,8 @@ class Draw:
     """Pictures of each prompt."""
     size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None
     """Height and width in pixels, such as 512x768; the model's own where none is given."""
+    frames: int | None = None
+    """Pictures of each clip, for models that make clips; the model's own where none is given."""
     batch_size: int = 4
     """Pictures drawn at once; changes memory and speed, not the pictures."""
     provider: str = "auto"
@@ -48,7 +51,8 @@ class Draw:
     verify: bool = False
     """Compare every file with its checksum first."""
     out: Path = Path("pictures")
-    """Folder for the PNG files; made if missing, nothing in it is overwritten."""
+    """Folder for the PNG files, or the animated WebP files of clips; made if missing, nothing in it
+    is overwritten."""
     output: OmitArgPrefixes[OutputOptions] = OutputOptions()
 
     def __post_init__(self) -> None:
@@ -82,9 +86,14 @@ def run(options: Draw, output: Output) -> None:
                 seed=seeds[batch],
                 steps=options.steps,
                 size=None if options.size is None else _sides(options.size),
+                frames=options.frames,
             )
-            for prompt, seed, image in zip(prompts[batch], seeds[batch], found.images, strict=True):
-                pictures.save(image, {"prompt": prompt, "seed": seed, **used})
+            for prompt, seed, drawn in zip(prompts[batch], seeds[batch], found.frames, strict=True):
+                facts = {"prompt": prompt, "seed": seed, **used}
+                if found.frames_per_second is None:
+                    pictures.save(drawn[0], facts)
+                else:
+                    pictures.save_clip(drawn, found.frames_per_second, facts)
                 progress.advance(task)
     output.result({**used, "pictures": pictures.saved}, "\n".join(pictures.names))
 

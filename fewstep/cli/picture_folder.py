@@ -1,7 +1,8 @@
-"""PNG files under running numbers, with their facts inside; what a request for them may say."""
+"""Pictures under running numbers, with their facts inside; what a request for them may say."""
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIZE = re.compile(r"[1-9]\d*x[1-9]\d*")
-NUMBER = re.compile(r"(\d+)-seed\d+\.png")
+NUMBER = re.compile(r"(\d+)-seed\d+\.(png|webp)")
 
 
 class PictureFolder:
@@ -45,10 +46,23 @@ class PictureFolder:
         text = PngInfo()
         text.add_itxt("fewstep", json.dumps(facts))
         text.add_itxt(METADATA_KEY, self._recipe_json)
-        path = self._folder / f"{self._next:04d}-seed{facts['seed']}.png"
-        image.save(path, pnginfo=text)
+        image.save(self._enter(facts, ".png"), pnginfo=text)
+
+    def save_clip(
+        self, frames: "Sequence[Image]", frames_per_second: float, facts: dict[str, Any]
+    ) -> None:
+        """Write one animated WebP with its facts, as JSON, as its Exif description."""
+        from fewstep.runtime.clips import SUFFIX, save_clip
+
+        told = json.dumps({"fewstep": facts, METADATA_KEY: self._recipe_json})
+        save_clip(frames, self._enter(facts, SUFFIX), frames_per_second, told)
+
+    def _enter(self, facts: dict[str, Any], suffix: str) -> Path:
+        """The next file's path."""
+        path = self._folder / f"{self._next:04d}-seed{facts['seed']}{suffix}"
         self._next += 1
         self.saved.append({"file": str(path), "prompt": facts["prompt"], "seed": facts["seed"]})
+        return path
 
 
 def check_request(num_images: int, batch_size: int, seed: int, size: str | None) -> None:

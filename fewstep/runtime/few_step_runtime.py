@@ -9,11 +9,9 @@ The same seed gives FewStepPipeline's picture: same plan, same noise, same round
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from fewstep.errors import RuntimeSettingError
 from fewstep.noise import NoiseBatch
@@ -21,6 +19,7 @@ from fewstep.recipe import FewStepRecipe
 from fewstep.recipe_plan import first_noise_scale, plan_steps
 from fewstep.runtime.export_folder import ExportFolder
 from fewstep.runtime.hosts.host import Host, Parts, Size
+from fewstep.runtime.output import RuntimeOutput
 from fewstep.runtime.pictures import Picture, read_picture, to_pil, to_uint8
 from fewstep.runtime.prompt_cache import PromptCache
 from fewstep.runtime.request import Request, StepEvent, make_request
@@ -31,24 +30,6 @@ from fewstep.start_rules import snap_start
 from fewstep.trajectory import PlannedStep
 
 Callback = Callable[[StepEvent], None]
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeOutput:
-    """What a call gives.
-
-    Attributes:
-        pixels: uint8, shape (N, H, W, 3).
-        seeds: Of each picture.
-    """
-
-    pixels: np.ndarray
-    seeds: tuple[int, ...]
-
-    @property
-    def images(self) -> list[Image.Image]:
-        """The pictures for Pillow."""
-        return to_pil(self.pixels)
 
 
 class FewStepRuntime:
@@ -112,8 +93,12 @@ class FewStepRuntime:
         return self._loader.name
 
     def warm_up(self, size: tuple[int, int] | None = None) -> "FewStepRuntime":
-        """Load every graph and draw one picture, so that the first real one is not slower."""
-        self("", seed=0, size=size)
+        """Load every graph and draw one picture, so that the first real one is not slower.
+
+        Of a model that makes clips it is a clip of one picture.
+        """
+        frames = 1 if self.folder.manifest.makes_clips else None
+        self("", seed=0, size=size, frames=frames)
         return self
 
     def __call__(
@@ -124,6 +109,7 @@ class FewStepRuntime:
         seed: int | Sequence[int] = 0,
         steps: int | None = None,
         size: tuple[int, int] | None = None,
+        frames: int | None = None,
         num_images: int = 1,
         image: Picture | None = None,
         strength: float = 0.6,
@@ -138,6 +124,7 @@ class FewStepRuntime:
             seed: Of the first picture, the next has seed + 1; or one per picture.
             steps: Step count; None takes the recipe's.
             size: (height, width) in pixels; None takes what the model was trained at.
+            frames: Pictures of a clip, for models that make clips; None takes the model's own.
             num_images: Pictures of each prompt.
             image: A picture to start from (image to image).
             strength: Where image to image starts, 0 to 1; snaps to the trained level nearest.
@@ -152,12 +139,15 @@ class FewStepRuntime:
         host = self._host
         start = None if image is None else read_picture(image, _size(size))
         chosen = _size(size) or (host.default_size if start is None else Size(*start.shape[2:]))
+        asked = host.default_size.frames if frames is None else frames
+        chosen = Size(chosen.height, chosen.width, asked)
         host.check_size(chosen)
         request = make_request(
             prompt, negative_prompt, seed=seed, steps=steps, size=chosen, num_images=num_images
         )
         latents = self._latents(request, start, strength, callback, stop)
-        return RuntimeOutput(to_uint8(host.decode(latents)), request.seeds)
+        rate = self.folder.manifest.settings.get("frames_per_second")
+        return RuntimeOutput(to_uint8(host.decode(latents)), request.seeds, rate)
 
     def _latents(
         self,
@@ -220,7 +210,7 @@ class FewStepRuntime:
     def _teller(self, callback: Callback | None) -> Callable[[int, int, np.ndarray], None]:
         def tell(index: int, count: int, x0: np.ndarray) -> None:
             if callback is not None:
-                preview = lambda: to_pil(to_uint8(self._host.decode(x0)))  # noqa: E731
+                preview = lambda: to_pil(to_uint8(self._host.preview(x0)))  # noqa: E731
                 callback(StepEvent(index, count, x0, preview))
 
         return tell

@@ -11,9 +11,9 @@ import numpy as np
 from fewstep.errors import RuntimeSettingError
 from fewstep.noise import NoiseBatch
 from fewstep.runtime.export_folder import ExportFolder
-from fewstep.runtime.few_step_runtime import RuntimeOutput
 from fewstep.runtime.hosts.host import Size
 from fewstep.runtime.manifest import Graph
+from fewstep.runtime.output import RuntimeOutput
 from fewstep.runtime.providers import make_loader
 from fewstep.runtime.request import make_request
 from fewstep.runtime.session import Session
@@ -98,8 +98,8 @@ def fused_graph(folder: ExportFolder) -> Graph:
     graph, precision = folder.manifest.graphs.get(NAME), folder.manifest.precision
     if graph is None and precision not in ("fp32", "fp16"):
         raise RuntimeSettingError(
-            f"{folder.root} is in {precision}, and fused graphs are made of float networks only; "
-            "use FewStepRuntime, or the fused graph of the float folder"
+            f"{folder.root} is in {precision} and has no fused graph; quantize with --fused "
+            "(int8), or use FewStepRuntime"
         )
     if graph is None:
         raise RuntimeSettingError(

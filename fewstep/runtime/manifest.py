@@ -131,6 +131,11 @@ class Manifest:
         check_format(self.format)
         strict_json.check(self, error=ExportFolderError, where="manifest")
 
+    @property
+    def makes_clips(self) -> bool:
+        """Whether its model makes clips and not single pictures."""
+        return "frames_per_second" in self.settings
+
     def to_json(self) -> str:
         """The file's text."""
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=False) + "\n"

@@ -12,10 +12,11 @@ Picture = Image.Image | np.ndarray | str | Path
 
 
 def to_uint8(decoded: np.ndarray) -> np.ndarray:
-    """Decoded pictures (B, 3, H, W), -1 to 1, as uint8 (B, H, W, 3)."""
+    """Decoded pictures (B, 3, H, W), -1 to 1, as uint8 (B, H, W, 3); (B, F, H, W, 3) of clips."""
     unit = np.clip(decoded * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
+    channels_last = (0, *range(2, len(decoded.shape)), 1)
     # turned before the cast: TensorRT knows uint8 at a graph's ends only
-    return np.round(unit * np.float32(255.0)).transpose(0, 2, 3, 1).astype(np.uint8)
+    return np.round(unit * np.float32(255.0)).transpose(*channels_last).astype(np.uint8)
 
 
 def to_pil(pixels: np.ndarray) -> list[Image.Image]:

@@ -18,7 +18,9 @@ from fewstep.runtime.session import Loader
 
 FEWEST, MOST, ENOUGH_S = 3, 50, 1.0
 """Timed calls per graph after one that is not: at least, at most, and for how long."""
-SMALL = {"sequence_length": 77, "batch_size": 1, "latent_height": 8, "latent_width": 8}
+SMALL = {"sequence_length": 77, "batch_size": 1, "num_frames": 1} | dict.fromkeys(
+    ("latent_height", "latent_width"), 8
+)
 SIDE = 32
 """Latents per side that engines are compared at, unless the graph asks for a multiple."""
 AUTOMATIC = ("tensorrt", "cuda", "openvino", "cpu")

@@ -18,8 +18,9 @@ class StepEvent:
     Attributes:
         index: Of the step just taken, from 0.
         num_steps: How many there are.
-        x0: Predicted clean latents, shape (B, C, h, w).
-        preview: Decodes them; costs as much as the last step's decoding.
+        x0: Predicted clean latents, shape (B, C, h, w), or (B, C, f, h, w) of clips.
+        preview: Decodes them; costs as much as the last step's decoding. Of a clip its first
+            picture alone.
     """
 
     index: int

@@ -1,8 +1,6 @@
 """Tiny random pipelines with text encoders, exported once per session and drawn by both hosts."""
 
-import atexit
 import functools
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -24,8 +22,11 @@ from fewstep.runtime.hosts.packing import unpack
 from fewstep.runtime.hosts.registry import host_of
 from fewstep.runtime.manifest import Precision
 from fewstep.runtime.providers import make_loader
+from tests.expert_files import expert_recipe
+from tests.made_once import made_once
 from tests.tiny.parts import stock
-from tests.tiny_pipelines import flow_recipe, vp_recipe
+from tests.tiny.video import build_wan21, build_wan22
+from tests.tiny_pipelines import WAN22, flow_recipe, vp_recipe
 from tests.trainer import backbone_cases as cases
 from tests.trainer import tiny_text
 
@@ -45,6 +46,7 @@ class TinyExport:
         step: Pixels that sides are multiples of.
         is_vp: Whether it is of the VP kind; else flow.
         text_length: What its recipes say; None takes the stock pipeline's.
+        has_experts: Whether two networks take turns, an expert each.
     """
 
     name: str
@@ -55,6 +57,7 @@ class TinyExport:
     step: int = 4
     is_vp: bool = False
     text_length: int | None = None
+    has_experts: bool = False
 
     def pipeline(self) -> Any:
         """The stock pipeline."""
@@ -68,7 +71,10 @@ class TinyExport:
 
     def recipe(self, **changes: Any) -> FewStepRecipe:
         """Four steps."""
-        recipe = (vp_recipe if self.is_vp else flow_recipe)(self.family, **changes)
+        if self.has_experts:
+            recipe = expert_recipe(WAN22, own_networks=True, **changes)
+        else:
+            recipe = (vp_recipe if self.is_vp else flow_recipe)(self.family, **changes)
         base = replace(recipe.base, max_sequence_length=self.text_length)
         return replace(recipe, base=base)
 
@@ -101,7 +107,44 @@ def build_lcm() -> Any:
     return stock.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
 
 
+def with_decoder(build: Callable[[], Any]) -> Callable[[], Any]:
+    """A Wan whose latents have a mean and a deviation.
+
+    Its decoder is wider than the tiny one: three channels of a pixel are sometimes all but zero,
+    and a norm over them makes differences of rounding as large as the picture.
+    """
+
+    def built() -> Any:
+        pipe = build()
+        torch.manual_seed(0)
+        changes = {"base_dim": 8, "latents_mean": [0.1, -0.2, 0.0, 0.3]}
+        deviation = {"latents_std": [1.5, 0.8, 1.0, 1.2]}
+        vae = stock.AutoencoderKLWan.from_config(pipe.vae.config, **changes, **deviation)
+        pipe.register_modules(vae=vae.eval())
+        return pipe
+
+    return built
+
+
 UNBINNED = {"use_resolution_binning": False}
+FRAMES = 9
+"""Of clips: three latent frames, the first, the second and one like all after it."""
+
+
+def clips(name: str, build: Callable[[], Any], *, has_experts: bool = False) -> TinyExport:
+    """A Wan."""
+    return TinyExport(
+        name,
+        "wan",
+        with_decoder(build),
+        tiny_text.one(functools.partial(tiny_text.t5, multilingual=True), 16),
+        {"num_frames": FRAMES},
+        step=16,
+        text_length=16,
+        has_experts=has_experts,
+    )
+
+
 EXPORTS = (
     TinyExport("flux-dev", "flux", cases.FLUX_DEV.build, tiny_text.flux_encoders, text_length=16),
     TinyExport(
@@ -142,6 +185,8 @@ EXPORTS = (
     TinyExport("lcm", "sd15", build_lcm, tiny_text.one(tiny_text.clip, 8), step=8, is_vp=True),
     TinyExport("sdxl", "sdxl", cases.build_sdxl, tiny_text.clip_pair, step=8, is_vp=True),
     TinyExport("sd3", "sd3", cases.build_sd3, tiny_text.sd3_encoders, step=2),
+    clips("wan21", build_wan21),
+    clips("wan22", build_wan22, has_experts=True),
 )
 BY_NAME = {export.name: export for export in EXPORTS}
 QUICK = ("qwen-image",)
@@ -158,12 +203,15 @@ def named(*names: str) -> list[Any]:
 EVERY = pytest.mark.parametrize("name", named(*(export.name for export in EXPORTS)))
 
 
-@functools.cache
 def exported(name: str, precision: Precision = "fp32", opset: int = 18) -> Path:
     """The export folder of a pipeline, made once."""
-    keeper = tempfile.TemporaryDirectory(prefix="fewstep-export-")
-    atexit.register(keeper.cleanup)
-    export, folder = BY_NAME[name], Path(keeper.name)
+    return made_once(
+        f"{name}-{precision}-{opset}", lambda folder: _export(folder, name, precision, opset)
+    )
+
+
+def _export(folder: Path, name: str, precision: Precision, opset: int) -> None:
+    export = BY_NAME[name]
     pipe = export.pipeline()
     family = family_of(type(pipe).__name__)
     merged = MergedPipeline(pipe, export.recipe(), family, 0.0, precision)
@@ -171,7 +219,6 @@ def exported(name: str, precision: Precision = "fp32", opset: int = 18) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
         write_folder(merged, folder, opset=opset, progress=lambda _: None)
-    return folder
 
 
 def runtime_of(name: str, recipe: FewStepRecipe, *form: Any) -> FewStepRuntime:
@@ -183,7 +230,7 @@ def runtime_of(name: str, recipe: FewStepRecipe, *form: Any) -> FewStepRuntime:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Finished latents (B, C, h, w), and pictures (B, H, W, 3), uint8."""
+    """Finished latents (B, C, h, w), and pictures (B, H, W, 3), uint8; clips have one axis more."""
 
     latents: np.ndarray
     pixels: np.ndarray
@@ -194,6 +241,8 @@ def by_runtime(
 ) -> Drawn:
     """What the runtime draws, seed 7 and up."""
     seen: list[np.ndarray] = []
+    if runtime.folder.manifest.makes_clips:
+        more = {"frames": FRAMES, **more}
     found = runtime(prompts, seed=7, size=size, callback=lambda e: seen.append(e.x0), **more)
     return Drawn(seen[-1], found.pixels)
 

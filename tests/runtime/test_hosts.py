@@ -64,8 +64,10 @@ GUIDED: dict[str, tuple[Any, float]] = {
     "z-image": ("cfg", 3.0),
     "qwen-image": ("true_cfg", 3.0),
     "flux-schnell": ("true_cfg", 3.0),
+    "wan21": ("cfg", 3.0),
+    "wan22": ("cfg", 3.0),
 }
-NO_NEGATIVE = ("sd15", "qwen-image", "flux-schnell")
+NO_NEGATIVE = ("sd15", "qwen-image", "flux-schnell", "wan21")
 
 
 @pytest.mark.parametrize("name", named(*GUIDED))

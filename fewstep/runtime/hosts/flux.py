@@ -33,7 +33,7 @@ class FluxHost(Host):
     def feeds(
         self, sample: np.ndarray, timestep: float, condition: Condition, size: Size
     ) -> dict[str, np.ndarray]:
-        _, height, width = self.latent_shape(size)
+        height, width = self.latent_shape(size)[1:]
         length = condition["encoder_hidden_states"].shape[1]
         feeds = {
             "hidden_states": pack(sample),
@@ -52,7 +52,7 @@ class FluxHost(Host):
         return told.get(guidance.mode, STOCK_GUIDANCE)
 
     def answer(self, output: np.ndarray, size: Size) -> np.ndarray:
-        _, height, width = self.latent_shape(size)
+        height, width = self.latent_shape(size)[1:]
         return unpack(output, height, width)
 
     @property

@@ -32,10 +32,11 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A picture's height and width in pixels."""
+    """A picture's height and width in pixels; of a clip also how many pictures it has."""
 
     height: int
     width: int
+    frames: int | None = None
 
 
 class Host(ABC):
@@ -115,16 +116,21 @@ class Host(ABC):
         in_latents = max((graph.multiples.get(name, 1) for name in ("height", "width")), default=1)
         return self.factor * in_latents
 
-    def latent_shape(self, size: Size) -> tuple[int, int, int]:
-        """(C, h, w) of one picture."""
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
+        """(C, h, w) of one picture; a clip has a further axis behind the channels."""
         return (self.channels, size.height // self.factor, size.width // self.factor)
 
     def check_size(self, size: Size) -> None:
         """Refuse a size the network cannot make.
 
         Raises:
-            RuntimeSettingError: Not divisible, or not positive; the message names the nearest.
+            RuntimeSettingError: Not divisible, or not positive; the message names the nearest. Or
+                frames are asked of a model that makes pictures.
         """
+        if size.frames is not None:
+            raise RuntimeSettingError(
+                f"frames is {size.frames}, and this model makes single pictures; leave frames out"
+            )
         step = self.size_multiple
         if min(size.height, size.width) >= step and not size.height % step + size.width % step:
             return
@@ -135,7 +141,10 @@ class Host(ABC):
         )
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Pictures of latents: float32, shape (B, 3, H, W), about -1 to 1."""
+        """Pictures of latents: float32, shape (B, 3, H, W), about -1 to 1.
+
+        Clips have a further axis, (B, 3, F, H, W).
+        """
         settings = self.manifest.settings
         session = self.parts.session("vae_decoder")
         scaled = latents / np.float32(settings["scaling_factor"])
@@ -143,6 +152,10 @@ class Host(ABC):
             scaled = scaled + np.float32(settings["shift_factor"])
         found = session.run({"latent_sample": cast(scaled, session, "latent_sample")})
         return found["sample"].astype(np.float32, copy=False)
+
+    def preview(self, latents: np.ndarray) -> np.ndarray:
+        """Pictures to look at meanwhile, shape (B, 3, H, W): of a clip its first alone."""
+        return self.decode(latents)
 
     def encode_image(self, image: np.ndarray, draw: Callable[..., np.ndarray]) -> np.ndarray:
         """Latents of a picture.

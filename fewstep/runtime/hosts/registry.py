@@ -8,6 +8,7 @@ from fewstep.runtime.hosts.qwen_image import QwenImageHost
 from fewstep.runtime.hosts.sana import SanaHost
 from fewstep.runtime.hosts.stable_diffusion import StableDiffusionHost, StableDiffusionXlHost
 from fewstep.runtime.hosts.stable_diffusion_3 import StableDiffusion3Host
+from fewstep.runtime.hosts.wan import WanHost
 from fewstep.runtime.hosts.z_image import ZImageHost
 
 HOSTS: tuple[type[Host], ...] = (
@@ -19,6 +20,7 @@ HOSTS: tuple[type[Host], ...] = (
     SanaHost,
     QwenImageHost,
     ZImageHost,
+    WanHost,
 )
 
 

@@ -94,8 +94,6 @@ def test_a_report_that_cannot_be_written_says_which_file_and_why(tmp_path: Path)
     taken = tmp_path / "report.html"
     taken.mkdir()
     same = findings(np.full((6, 8, 8, 3), 255, np.uint8))
-    with pytest.raises(
-        ExportError, match=r"report .*report\.html cannot be written \(.+\); name"
-    ):
+    with pytest.raises(ExportError, match=r"report .*report\.html cannot be written \(.+\); name"):
         save_report(taken, same)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

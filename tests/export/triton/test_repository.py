@@ -1,5 +1,6 @@
 """The generated repository: what is in it, and what Triton's own protobuf reads from it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fewstep.export.triton.configs import Serving, component_config, pipeline_co
 from fewstep.export.triton.pbtxt import Message, Word, render
 from fewstep.export.triton.repository import write_repository
 from fewstep.export.triton.scalars import lift_scalars
-from fewstep.runtime.manifest import Graph, Tensor
+from fewstep.runtime.manifest import Graph, Tensor, read_manifest
 from tests.export.tensorrt.small_graphs import export_folder, make_model
 
 SIZES = {"batch_size": 1, "height": 8, "width": 8, "sequence_length": 8}
@@ -137,3 +138,12 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path: Path) -> None:
         write_repository(folder, out)
     assert not out.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export"]
+
+
+def test_clips_are_refused(tmp_path: Path) -> None:
+    folder = export_folder(tmp_path / "export")
+    manifest = read_manifest(folder)
+    clips = replace(manifest, settings={**manifest.settings, "frames_per_second": 16.0})
+    (folder / "manifest.json").write_text(clips.to_json())
+    with pytest.raises(ExportError, match="makes clips.*`fewstep draw`$"):
+        write_repository(folder, tmp_path / "repository")
