@@ -39,21 +39,19 @@ from fewstep.runtime.fused_runtime import FusedRuntime  # noqa: E402
 
 PROMPT = "a handwritten seven"
 Draw = Callable[[], np.ndarray]
-COLD = {
-    "diffusers": (
-        "from fewstep.pipeline import FewStepPipeline\n"
-        "pipe = FewStepPipeline.from_pretrained({base!r}, adapter={adapter!r}, probe=False)\n"
-        "pipe({prompt!r}, seed=1).images[0].tobytes()\n"
-    ),
-    "runtime": (
-        "from fewstep.runtime.few_step_runtime import FewStepRuntime\n"
-        "FewStepRuntime.load({folder!r}, provider='cpu')({prompt!r}, seed=1).pixels.tobytes()\n"
-    ),
-    "fused": (
-        "from fewstep.runtime.fused_runtime import FusedRuntime\n"
-        "FusedRuntime.load({folder!r})({prompt!r}, seed=1).pixels.tobytes()\n"
-    ),
-}
+COLD_DIFFUSERS = (
+    "from fewstep.pipeline import FewStepPipeline\n"
+    "pipe = FewStepPipeline.from_pretrained({base!r}, adapter={adapter!r}, probe=False)\n"
+    "pipe({prompt!r}, seed=1).images[0].tobytes()\n"
+)
+COLD_RUNTIME = (
+    "from fewstep.runtime.few_step_runtime import FewStepRuntime\n"
+    "FewStepRuntime.load({folder!r}, provider={engine!r})({prompt!r}, seed=1).pixels.tobytes()\n"
+)
+COLD_FUSED = (
+    "from fewstep.runtime.fused_runtime import FusedRuntime\n"
+    "FusedRuntime.load({folder!r})({prompt!r}, seed=1).pixels.tobytes()\n"
+)
 # Not ru_maxrss: a child begins with its parent's.
 PEAK = "import re; print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
 OPTIMUM = """
@@ -237,14 +235,19 @@ def _optimum(folder: Path, repeats: int) -> list[float]:
 def cold(options: Any, base: str, adapter: str | None, folder: Path) -> None:
     """Import, load and one picture, each in a process of its own."""
     given = {"base": base, "adapter": adapter, "folder": str(folder), "prompt": PROMPT}
-    taken: dict[str, list[float]] = {name: [] for name in COLD}
+    programs = {"diffusers": COLD_DIFFUSERS.format(**given)}
+    for engine in options.engines:
+        program = COLD_FUSED if engine == "fused" else COLD_RUNTIME
+        programs[engine] = program.format(**given, engine=engine)
+    taken: dict[str, list[float]] = {name: [] for name in programs}
     peak: dict[str, int] = {}
+    for program in programs.values():  # what is made once, and kept, is made now
+        subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     for _ in range(options.cold_repeats):
-        for name, program in COLD.items():
+        for name, program in programs.items():
             start = time.perf_counter()
-            text = program.format(**given) + PEAK
             done = subprocess.run(
-                [sys.executable, "-c", text], capture_output=True, text=True, check=True
+                [sys.executable, "-c", program + PEAK], capture_output=True, text=True, check=True
             )
             taken[name].append(time.perf_counter() - start)
             peak[name] = int(done.stdout.strip().splitlines()[-1])
