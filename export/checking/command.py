@@ -97,7 +97,8 @@ def look_at(
     """What is found, with or without something to hold the folder against."""
     from fewstep.export.checking.drawing import cases_of, draw
     from fewstep.export.checking.findings import Findings
-    from fewstep.export.checking.gate import examine, inspect
+    from fewstep.export.checking.gate import examine
+    from fewstep.export.checking.inspecting import inspect
     from fewstep.export.checking.prompts import read_prompts
     from fewstep.export.checking.reference import onnx_loader
 

@@ -1,16 +1,15 @@
 """The whole check of a folder: kernels, overflow, parity and speed against what it replaces."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fewstep.export.checking.drawing import Case, Drawing, cases_of, draw
 from fewstep.export.checking.findings import Findings, Pair
-from fewstep.export.checking.kernels import uncovered
+from fewstep.export.checking.inspecting import Progress, as_typed, inspect
 from fewstep.export.checking.limits import LIMITS, SLOWER, Limits
-from fewstep.export.checking.overflow import HALF_MAX, scan
 from fewstep.export.checking.parity import (
     compare_component,
     compare_pictures,
@@ -23,11 +22,8 @@ from fewstep.export.checking.speed import Times, compare_times
 from fewstep.runtime.export_folder import ExportFolder
 from fewstep.runtime.few_step_runtime import FewStepRuntime
 from fewstep.runtime.hosts.registry import host_of
-from fewstep.runtime.manifest import Graph, Measured, Precision
+from fewstep.runtime.manifest import Measured
 from fewstep.runtime.session import Feeds, Loader
-
-FLOATS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,45 +203,6 @@ def _time_limit(times: Times, look: Examination) -> float | None:
     """A folder replaces a pipeline as a whole; a graph replaces a graph."""
     is_graph = look.reference.folder is not None
     return SLOWER if times.what == "picture" or is_graph else None
-
-
-def inspect(
-    folder: ExportFolder, feeds: Mapping[str, list[Feeds]], progress: Progress
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Problems and notes that need no reference.
-
-    Args:
-        folder: Whose graphs.
-        feeds: Inputs of each component, as they were given in a drawing.
-        progress: Told what is being done.
-    """
-    problems: list[str] = []
-    notes: list[str] = []
-    for name, graph in folder.manifest.graphs.items():
-        file = folder.root / graph.file
-        missing = uncovered(file)
-        if missing:
-            notes.append(f"{name}: ONNX Runtime has no CPU kernel of its own for {missing}")
-        if name in feeds:
-            progress(f"scanning {name}")
-            seen = scan(file, as_typed(feeds[name][-1], graph))
-            notes.append(_seen(name, seen.values, seen.largest, seen.largest_at))
-            if seen.bad_outputs:
-                problems.append(f"{name} gives numbers that are none in {seen.bad_outputs}")
-            elif seen.bad:
-                notes.append(f"{name}: NaN or infinity inside, none in its outputs: {seen.bad[:4]}")
-    return tuple(problems), tuple(notes)
-
-
-def _seen(name: str, count: int, largest: float, where: str) -> str:
-    text = f"{name}: {count} values looked at, the largest is {largest:.4g} ({where})"
-    return f"{text}, which overflows in half precision" if largest > HALF_MAX else text
-
-
-def as_typed(feeds: Feeds, graph: Graph) -> dict[str, np.ndarray]:
-    """Inputs in a graph's element types."""
-    types = {tensor.name: tensor.dtype for tensor in graph.inputs}
-    return {name: np.asarray(value, types[name]) for name, value in feeds.items()}
 
 
 def shape_of(feeds: Feeds) -> str:

@@ -19,7 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from fewstep.export.checking.findings import Findings
-from fewstep.export.checking.gate import Progress, examine
+from fewstep.export.checking.gate import examine
+from fewstep.export.checking.inspecting import Progress
 from fewstep.export.checking.reference import Reference
 from fewstep.export.onnx_folder import write_manifest
 from fewstep.export.quantizing.layers import load_graph
