@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from fewstep.errors import RuntimeSettingError
+from fewstep.runtime.cache_folder import whole_file
 
 SUFFIX = ".webp"
 DESCRIPTION = 0x010E
@@ -35,12 +36,13 @@ def save_clip(
     if description is not None:
         facts[DESCRIPTION] = description
     first, *others = frames
-    first.save(
-        path,
-        save_all=True,
-        append_images=others,
-        duration=round(1000.0 / frames_per_second),
-        loop=0,
-        lossless=True,
-        exif=facts,
-    )
+    with whole_file(path) as partial:
+        first.save(
+            partial,
+            save_all=True,
+            append_images=others,
+            duration=round(1000.0 / frames_per_second),
+            loop=0,
+            lossless=True,
+            exif=facts,
+        )

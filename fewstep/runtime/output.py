@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from fewstep.errors import RuntimeSettingError
+from fewstep.runtime.cache_folder import whole_file
 from fewstep.runtime.clips import save_clip
 from fewstep.runtime.pictures import to_pil
 
@@ -58,6 +59,7 @@ class RuntimeOutput:
         """
         frames = to_pil(self.pixels[index] if self.is_clips else self.pixels[index : index + 1])
         if self.frames_per_second is None:
-            frames[0].save(path)
+            with whole_file(Path(path)) as partial:
+                frames[0].save(partial)
         else:
             save_clip(frames, Path(path), self.frames_per_second)
