@@ -8,8 +8,8 @@ recomputed by gradient checkpointing restore the role they ran forward with (`ro
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -22,29 +22,42 @@ class Role:
     Attributes:
         name: Of the adapter or network; a name nobody has is the frozen base alone.
         scale: Multiplies the adapter's effect (DMDR blends the critic into its target).
+        clock: -1 for a twin: the network is told -t. The sine half of its time embedding then
+            changes sign, so that one set of parameters can hold two denoisers.
     """
 
     name: str
     scale: float = 1.0
+    clock: Literal[1, -1] = 1
 
     TEACHER: ClassVar["Role"]
     STUDENT: ClassVar["Role"]
     CRITIC: ClassVar["Role"]
     AVERAGE: ClassVar["Role"]
+    TWIN: ClassVar["Role"]
 
     def expert(self, index: int) -> "Role":
         """The role's adapter for one phase or group of conditions."""
-        return Role(f"{self.name}-{index}", self.scale)
+        return replace(self, name=f"{self.name}-{index}")
 
     def scaled(self, scale: float) -> "Role":
         """The same adapter at another strength."""
-        return Role(self.name, scale)
+        return replace(self, scale=scale)
+
+    def twin(self) -> "Role":
+        """The same adapter at negative time: a critic without parameters of its own.
+
+        Source:
+            TwinFlow (inclusionAI/TwinFlow): the self-adversarial branch lives at -t.
+        """
+        return replace(self, clock=-1)
 
 
 Role.TEACHER = Role("teacher")
 Role.STUDENT = Role("student")
 Role.CRITIC = Role("critic")
 Role.AVERAGE = Role("average")
+Role.TWIN = Role.STUDENT.twin()
 
 _CURRENT: ContextVar[Role] = ContextVar("fewstep_role", default=Role.TEACHER)
 

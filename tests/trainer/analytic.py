@@ -49,13 +49,18 @@ class ExactDenoiser(nn.Module):
             self.head.bias.zero_()
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        return self.head(self.features(sample, timestep)).squeeze(-1)
+
+    @staticmethod
+    def features(sample: Tensor, timestep: Tensor) -> Tensor:
+        """Shape (..., 6): the exact x0 first, then what a linear answer may need."""
         sigma = (timestep / 1000.0).reshape(-1, 1, 1, 1)
         alpha = 1.0 - sigma
         pull = alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2)
         exact = MEAN + pull * (sample - alpha * MEAN)
         one = torch.ones_like(sample)
         features = [exact, sample, sigma * sample, alpha * sample, one, sigma * one]
-        return self.head(torch.stack(features, dim=-1)).squeeze(-1)
+        return torch.stack(features, dim=-1)
 
 
 class ExactBackbone(Backbone):

@@ -159,6 +159,23 @@ def test_prompts_timesteps_and_masks_matter_far_more_than_the_tolerance(case: Ca
         assert error(ask(timestep, other), plain) > 1e-3
 
 
+@pytest.mark.parametrize("case", FAMILIES, ids=lambda case: case.name)
+def test_a_twin_is_another_denoiser_in_the_same_network(case: Case) -> None:
+    """Told -t, every family answers something else, and the same layers learn from it."""
+    backbone = wrap_pipeline(case.build())
+    sample, condition = random_sample(backbone), case.condition()
+    levels = backbone.level_batch(backbone.schedule.level(501.0), BATCH)
+    plain, twin = (
+        backbone.x0(role, sample, levels, condition) for role in (Role.TEACHER, Role.TEACHER.twin())
+    )
+    assert twin.isfinite().all()
+    assert error(twin.detach(), plain.detach()) > 1e-3
+    for answer in (plain, twin):
+        layers = [p for name, p in backbone.denoiser.named_parameters() if "to_q" in name]
+        gradients = torch.autograd.grad(answer.square().sum(), layers, allow_unused=True)
+        assert any(g is not None and g.abs().max() > 0.0 for g in gradients)
+
+
 @pytest.mark.parametrize("case", [SDXL, PIXART_1024], ids=lambda case: case.name)
 def test_the_network_is_told_the_size_of_the_picture(case: Case) -> None:
     backbone = wrap_pipeline(case.build())

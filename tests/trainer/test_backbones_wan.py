@@ -72,6 +72,19 @@ def test_only_the_networks_that_are_asked_run() -> None:
     assert rows == {"transformer": [4, 1], "transformer_2": [4, 3]}
 
 
+def test_a_twin_asks_the_network_of_its_noise() -> None:
+    """The boundary is one of noise, not of the sign that a twin's time has."""
+    backbone, networks = build()
+    asked: list[str] = []
+    for name, child in networks.named_children():
+        child.register_forward_hook(lambda *_, name=name: asked.append(name))
+    sample, condition = random_sample(backbone, 1), WAN22.condition().take(torch.tensor([0]))
+    for timestep in (950.0, 100.0):
+        levels = levels_of(backbone, (timestep,))
+        backbone.x0(Role.TEACHER.twin(), sample, levels, condition)
+    assert asked == ["transformer", "transformer_2"]
+
+
 def gradients(backbone: Backbone, timesteps: tuple[float, ...], rows: slice) -> dict[str, Tensor]:
     sample = random_sample(backbone, len(MIXED))
     backbone.denoiser.zero_grad(set_to_none=True)

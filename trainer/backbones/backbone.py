@@ -95,7 +95,7 @@ class Backbone(ABC):
         Args:
             network: The base, or a role's own network of the same call signature.
             sample: Shape (B, C, h, w), or (B, C, frames, h, w) for video; the base's dtype.
-            timestep: Shape (B,), the schedule's clock (0 to 1000).
+            timestep: Shape (B,), the schedule's clock: 0 to 1000, of twins -1000 to 0.
             condition: B rows.
 
         Returns:
@@ -151,7 +151,8 @@ class Backbone(ABC):
         network = self.network(role)
         dtype = dtype_of(network)  # a role's own network is float32 on any base
         with acting_as(role):
-            output = self.output(network, sample.to(dtype), levels.timestep, condition.cast(dtype))
+            clock = role.clock * levels.timestep
+            output = self.output(network, sample.to(dtype), clock, condition.cast(dtype))
         return to_x0(self.prediction, output.float(), sample.float(), levels.like(sample))
 
     def both_x0(

@@ -64,7 +64,7 @@ class TwoNetworks(nn.Module):
             )[0]
             return answer[: len(rows)]
 
-        is_high = timestep >= self.boundary
+        is_high = timestep.abs() >= self.boundary  # a twin's time is negative
         high, low = is_high.nonzero().squeeze(1), (~is_high).nonzero().squeeze(1)
         if not len(low) and not self.in_step:
             return (ask(self.transformer, high),)

@@ -14,8 +14,8 @@ from fewstep.trainer.components.probe import LiveProbe
 from fewstep.trainer.components.rollouts import Rolled, Rollout
 from fewstep.trainer.components.targets import ConstantGuidance, GuidanceLaw, guided
 from fewstep.trainer.components.taus import TauLaw
-from fewstep.trainer.components.terms import Metrics, TermLoss
-from fewstep.trainer.context import StepContext
+from fewstep.trainer.components.terms import Metrics, Term, TermLoss
+from fewstep.trainer.context import Question, StepContext
 from fewstep.trainer.levels import output_weight
 from fewstep.trainer.roles import Role
 
@@ -152,22 +152,73 @@ class Critic:
 
     def _denoising(self, context: StepContext, role: Role) -> tuple[Tensor, Metrics]:
         question = context.question(self.rollout, self.kernel, self.tau, "critic")
-        rolled, noised = question.rolled, question.noised
         condition = context.condition
         if self.null_share > 0.0:
             condition = drop_prompts(context, self.null_share)
         probe = LiveProbe(
             context.backbone,
             question.probe.sample,
-            noised.levels,
+            question.noised.levels,
             condition,
             context.null_condition,
         )
         answer = guided(probe, role, self.law)
-        target = self.kernel.critic_x0(rolled, noised)
-        weight = self.weight.of(noised, rolled, context.backbone.prediction)
-        loss = losses.denoising_loss(answer, target, weight)
+        loss = score_matching(context, question, answer, self.kernel, self.weight)
         return loss, {"loss/critic": loss.item()}
+
+
+@dataclass(frozen=True, slots=True)
+class DenoisingTerm(Term):
+    """A role learns to denoise what a rollout gives, in the student's own update.
+
+    Of the student's twin on the student's rollouts it is TwinFlow's critic: it follows the student
+    at every step, with the student's parameters and no second network. Of the student on real
+    latents it is flow matching (or denoising) on data.
+
+    Families tell a network its time by layers that adapters leave alone by default; name them in
+    lora.targets to let the two branches differ more.
+
+    Attributes:
+        rollout: What is noised; no gradient goes into it.
+        role: Who learns: the twin of `ScoreDifference`'s critic, or the student.
+        kernel: How it is noised.
+        tau: To which level.
+        weight: Of the squared error.
+        name: Of its probe; with the laws of a `ScoreDifference` and its name, rollout and noise are
+            made once.
+
+    Source:
+        TwinFlow (inclusionAI/TwinFlow), adversarial loss at -t; Lipman et al. 2022,
+        arXiv:2210.02747, for data.
+    """
+
+    rollout: Rollout
+    role: Role = Role.TWIN
+    kernel: Kernel = Renoise()
+    tau: TauLaw = TauLaw(low=0.0, high=1.0)
+    weight: CriticWeight = OutputWeight()
+    name: str = "twin"
+
+    @property
+    def needs_data(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.rollout.needs_data
+
+    def loss(self, context: StepContext) -> TermLoss:
+        question = context.question(self.rollout, self.kernel, self.tau, self.name)
+        probe = question.probe
+        answer = context.backbone.x0(self.role, probe.sample, probe.levels, context.condition)
+        loss = score_matching(context, question, answer, self.kernel, self.weight)
+        return loss, {f"loss/{self.name}": loss.item()}
+
+
+def score_matching(
+    context: StepContext, question: Question, answer: Tensor, kernel: Kernel, weight: CriticWeight
+) -> Tensor:
+    """Weighted squared error of an x0 answered at a probe; only the answer has a gradient."""
+    with torch.no_grad():
+        target = kernel.critic_x0(question.rolled, question.noised)
+        factor = weight.of(question.noised, question.rolled, context.backbone.prediction)
+    return losses.denoising_loss(answer, target.detach(), factor.detach())
 
 
 def drop_prompts(context: StepContext, share: float) -> Condition:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.trainer import losses
+from fewstep.trainer.components.flow_view import flow_time
 from fewstep.trainer.components.kernels import Kernel, Renoise
 from fewstep.trainer.components.rollouts import Rollout
 from fewstep.trainer.components.targets import GuidanceLaw, Guided, Target, guided
@@ -47,6 +48,17 @@ class EpsilonVariance(Normaliser):
         return (levels.alpha * levels.sigma).clamp(min=1e-4).reciprocal()
 
 
+@dataclass(frozen=True, slots=True)
+class FlowTime(Normaliser):
+    """tau = sigma / (alpha + sigma): the difference becomes one of velocities (TwinFlow).
+
+    v_critic - v_target = (target - critic) / tau in the flow view of any schedule.
+    """
+
+    def scale(self, x0: Tensor, target: Tensor, question: Question) -> Tensor:
+        return flow_time(question.probe.levels).clamp(min=1e-4)
+
+
 class Pull(ABC):
     """Interface: how the student follows a gradient in x0."""
 
@@ -84,6 +96,23 @@ class HuberPull(Pull):
 
     def loss(self, x0: Tensor, gradient: Tensor, scale: Tensor) -> Tensor:
         return losses.pseudo_huber_loss(x0, gradient, scale, self.c)
+
+
+@dataclass(frozen=True, slots=True)
+class ClampedPull(Pull):
+    """Half the squared distance to `x0 - clamp(gradient / scale)`: no value is led far.
+
+    Attributes:
+        limit: Largest difference of one value.
+
+    Source:
+        TwinFlow (inclusionAI/TwinFlow): velocities of the two branches differ by at most 1.
+    """
+
+    limit: float = 1.0
+
+    def loss(self, x0: Tensor, gradient: Tensor, scale: Tensor) -> Tensor:
+        return losses.surrogate_loss(x0, (gradient / scale).clamp(-self.limit, self.limit))
 
 
 class GradientWeight(ABC):
