@@ -22,6 +22,7 @@ from fewstep.recipe_checks import (
     check_flow_map,
     check_grid,
     check_grid_experts,
+    check_policy,
     check_routes,
     check_steps,
     expert_at,
@@ -37,6 +38,7 @@ from fewstep.recipe_parts import (
     Sampler,
     Schedule,
 )
+from fewstep.recipe_policy import StepPolicy
 
 __all__ = [
     "FORMAT_MAJOR",
@@ -56,6 +58,7 @@ __all__ = [
     "Schedule",
     "SecondStage",
     "SolverRow",
+    "StepPolicy",
     "json_schema",
 ]
 
@@ -114,6 +117,14 @@ class FewStepRecipe:
         check_routes(self.routes, self.experts, self.sampler, self.guidance)
         if self.sampler.kind == "flow_map":
             check_flow_map(self.base, (*self.grids, *second), self.experts)
+        if self.sampler.kind == "policy":
+            check_policy(
+                self.base,
+                (*self.grids, *second),
+                self.sampler,
+                self.guidance,
+                others=self._with_one_velocity(),
+            )
         if self.experts and second:
             raise RecipeError("experts and second_stage cannot be combined; leave one of them out")
         for grid in (*self.grids, *second):
@@ -122,6 +133,15 @@ class FewStepRecipe:
             check_grid_experts(grid, self.experts)
         if self.steps == "strict":
             check_all_used(self.experts, self.grids)
+
+    def _with_one_velocity(self) -> tuple[str, ...]:
+        """Fields in use that a policy has no place for."""
+        fields = {
+            "experts": bool(self.experts),
+            "resolution_shift": self.resolution_shift is not None,
+            "steps 'any'": self.steps == "any",
+        }
+        return tuple(name for name, is_used in fields.items() if is_used)
 
     def grid(self, num_steps: int | None = None, *, mu: float | None = None) -> Grid:
         """The grid for a step count.
@@ -204,6 +224,8 @@ class FewStepRecipe:
             del data["routes"]
         if self.lora.kind == "lora":
             del data["lora"]["kind"]
+        if self.sampler.policy is None:
+            del data["sampler"]["policy"]
         return json.dumps(data, indent=indent, allow_nan=False)
 
     @staticmethod

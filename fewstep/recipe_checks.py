@@ -3,7 +3,7 @@
 import itertools
 
 from fewstep.errors import RecipeError
-from fewstep.noise_schedule import NoiseSchedule
+from fewstep.noise_schedule import NoiseSchedule, shift_sigma
 from fewstep.recipe_grids import Grid
 from fewstep.recipe_parts import Base, Expert, Guidance, Route, Sampler
 
@@ -70,6 +70,60 @@ def check_flow_map(base: Base, grids: tuple[Grid, ...], experts: tuple[Expert, .
             raise RecipeError(
                 f"{grid.name} has a clock, a solver or stops, but with sampler.kind 'flow_map' the "
                 "network itself is told where a step ends; leave them out"
+            )
+
+
+def check_policy(
+    base: Base,
+    grids: tuple[Grid, ...],
+    sampler: Sampler,
+    guidance: Guidance,
+    *,
+    others: tuple[str, ...],
+) -> None:
+    """A policy is followed from each level to the next, along the base's own flow.
+
+    Args:
+        base: What it was trained on.
+        grids: All of them.
+        sampler: With the policy.
+        guidance: A policy is no velocity that two passes could be mixed of.
+        others: Names of what the recipe has that knows one velocity per step only.
+    """
+    policy = sampler.policy
+    assert policy is not None  # Sampler.__post_init__
+    if base.prediction != "flow":
+        raise RecipeError(
+            f"sampler.kind 'policy' needs a flow schedule and base.prediction 'flow', got "
+            f"{base.prediction!r} on kind {base.schedule.kind!r}"
+        )
+    if guidance.mode in ("cfg", "true_cfg"):
+        raise RecipeError(
+            f"sampler.kind 'policy' and guidance.mode {guidance.mode!r} cannot be combined; write "
+            "mode none or embedded"
+        )
+    if others:
+        raise RecipeError(
+            f"sampler.kind 'policy' and {others[0]} cannot be combined; leave one out"
+        )
+    for grid in grids:
+        if grid.clock or grid.solver or grid.stops or grid.sizes:
+            raise RecipeError(
+                f"{grid.name} has a clock, a solver, stops or sizes, but with sampler.kind "
+                "'policy' the network says how a step goes; leave them out"
+            )
+        if policy.segment is not None:
+            _check_segment(grid, policy.shift, policy.segment)
+
+
+def _check_segment(grid: Grid, shift: float, segment: float) -> None:
+    clock = [shift_sigma(sigma, 1.0 / shift) for sigma in grid.sigmas]
+    for index, (now, following) in enumerate(itertools.pairwise(clock)):
+        if now - following > segment + SIGMA_TOLERANCE:
+            raise RecipeError(
+                f"{grid.name} goes {now - following:.4g} of the policy's clock in step {index}, "
+                f"but its network tells {segment:.4g} ahead (sampler.policy.segment); use more "
+                "steps"
             )
 
 

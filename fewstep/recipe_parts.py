@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 from fewstep import strict_json
 from fewstep.errors import RecipeError
 from fewstep.noise_schedule import Flow, NoiseSchedule, TrigFlow, Vp
+from fewstep.recipe_policy import StepPolicy
 from fewstep.sampling import Prediction
 
 T = TypeVar("T")
@@ -113,7 +114,8 @@ class Sampler:
     Attributes:
         kind: "step" is the one step function with its stochasticity. "flow_map": the network is
             told the time a step ends at too and gives the average velocity up to there (MeanFlow),
-            so that the deterministic step is exact. "policy": it returns a policy.
+            so that the deterministic step is exact. "policy": its output layer is wider and gives
+            the velocity at every point of a step, which is followed without the network (pi-Flow).
         stochasticity: 0 Euler/DDIM, 1 re-noising (LCM, DMD2), between TCD's gamma.
         noise: The noise convention; "torch_cpu/1" is one CPU stream per image, float32.
         first_noise: What the network sees first: noise times the first sigma ("scaled", as trained
@@ -122,6 +124,7 @@ class Sampler:
         clip_x0: Predicted clean data is clipped to plus or minus this (TDD); None does not clip.
         noise_correction: The first step moves along the noise it started from, not along the
             noise implied by the prediction (Imagine Flash, Kohler et al. 2024).
+        policy: How a policy is read; needed by kind "policy", and taken by no other.
     """
 
     kind: Literal["step", "flow_map", "policy"] = "step"
@@ -130,9 +133,13 @@ class Sampler:
     first_noise: Literal["scaled", "unit"] = "scaled"
     clip_x0: float | None = None
     noise_correction: bool = False
+    policy: StepPolicy | None = None
 
     def __post_init__(self) -> None:
         strict_json.check(self, error=RecipeError, where="sampler")
+        if (self.policy is not None) != (self.kind == "policy"):
+            verb = "needs" if self.kind == "policy" else "does not take"
+            raise RecipeError(f"sampler.kind {self.kind!r} {verb} sampler.policy")
         if self.clip_x0 is not None and self.clip_x0 <= 0.0:
             raise RecipeError(f"sampler.clip_x0 must be above 0, got {self.clip_x0:g}")
         if not 0.0 <= self.stochasticity <= 1.0:
@@ -141,10 +148,11 @@ class Sampler:
                 "0 is Euler/DDIM, 1 re-noises"
             )
         others = self.stochasticity or self.noise_correction or self.clip_x0 is not None
-        if self.kind == "flow_map" and others:
+        if self.kind != "step" and others:
+            how = {"flow_map": "jumps along an average velocity", "policy": "follows a policy"}
             raise RecipeError(
-                "sampler.kind 'flow_map' jumps along an average velocity, which is deterministic "
-                "as it is; write stochasticity 0, no clip_x0 and no noise_correction"
+                f"sampler.kind {self.kind!r} {how[self.kind]}, which is deterministic as it is; "
+                "write stochasticity 0, no clip_x0 and no noise_correction"
             )
 
 

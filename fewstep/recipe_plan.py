@@ -15,7 +15,7 @@ def plan_steps(
     """The network calls of one image and the steps between them.
 
     Args:
-        recipe: Which model; a "flow_map" takes the same steps, a "policy" is not planned here.
+        recipe: Which model; a "flow_map" takes the same steps, a "policy" the same levels.
         num_steps: Step count; None means the recipe's default.
         mu: Size-dependent shift, for recipes with `resolution_shift`.
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import LCMScheduler, TCDScheduler
 
 from fewstep.errors import PipelineError, RecipeError, ShapeError
-from fewstep.recipe import FewStepRecipe, ResolutionShift, Sampler, Schedule
+from fewstep.recipe import FewStepRecipe, ResolutionShift, Schedule
 from fewstep.schedulers import FewStepScheduler, NoiseLayout
 from tests.tiny_pipelines import flow_recipe, vp_recipe
 
@@ -230,11 +230,6 @@ def test_a_start_below_full_noise_scales_the_first_noise_to_its_sigma() -> None:
     schedule = vp_recipe("sdxl").base.schedule.build()
     scheduler = FewStepScheduler(vp_recipe("sdxl", timesteps=(399.0,)))
     assert scheduler.init_noise_sigma == pytest.approx(schedule.sigma_of_timestep(399.0))
-
-
-def test_recipes_it_cannot_obey_are_refused() -> None:
-    with pytest.raises(PipelineError, match="sampler is 'policy'"):
-        FewStepScheduler(flow_recipe("flux", SHIFT_5, sampler=Sampler(kind="policy")))
 
 
 def test_a_copy_made_inside_a_call_draws_on_from_the_same_generators() -> None:

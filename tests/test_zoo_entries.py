@@ -13,7 +13,7 @@ import torch
 
 from fewstep import strict_json
 from fewstep.errors import PipelineError, RecipeError
-from fewstep.recipe import FewStepRecipe
+from fewstep.recipe import FewStepRecipe, Sampler, StepPolicy
 from fewstep.schedulers import FewStepScheduler
 from fewstep.zoo import ZooEntry, ZooFile, entries, entry, search_entries
 from fewstep.zoo.catalogue import FOLDER, UnknownEntryError
@@ -131,7 +131,8 @@ def test_every_supported_recipe_runs_on_every_grid(name: str) -> None:
         height, width = scheduler.ladder.size(grid.sizes[0] if grid.sizes else 1.0)
         sample = torch.randn(1, 4, height, width, generator=generator)
         for timestep in scheduler.timesteps[: grid.num_steps]:
-            sample = scheduler.step(0.1 * sample, timestep, sample, generator).prev_sample
+            output = answer(scheduler.recipe, 0.1 * sample)
+            sample = scheduler.step(output, timestep, sample, generator).prev_sample
         assert sample.shape == (1, 4, 32, 32)
         assert bool(sample.isfinite().all())
 
@@ -148,8 +149,20 @@ def test_what_is_not_supported_is_refused_with_its_own_reason(name: str) -> None
             one_step(found.recipe)
 
 
+def answer(recipe: FewStepRecipe, velocity: torch.Tensor) -> torch.Tensor:
+    """What a network says; of a policy, all components with the same velocity."""
+    policy = recipe.sampler.policy
+    if policy is None:
+        return velocity
+    means = velocity.repeat(1, policy.components, 1, 1)
+    if policy.kind == "dx":
+        return means
+    rest = torch.zeros_like(means[:, : policy.components + 1])  # equal weights, deviation 1
+    return torch.cat((means, rest), 1)
+
+
 def one_step(recipe: FewStepRecipe) -> None:
-    """A policy is refused when the scheduler is made, a flow map without its head when it steps."""
+    """A policy or a flow map is refused when its network has no head."""
     scheduler = FewStepScheduler(recipe)
     scheduler.step(torch.zeros(1), scheduler.timesteps[0], torch.zeros(1))
 
@@ -166,7 +179,8 @@ def test_special_kinds_are_carried() -> None:
     assert recipe("sana-sprint-0.6b").base.schedule.kind == "trigflow"
     assert recipe("sana-sprint-0.6b").grid(2).timesteps == (1.5708, 1.3)
     assert recipe("swd-large-4-steps").grids[0].sizes == (0.5, 0.625, 0.75, 1.0)
-    assert recipe("pi-flux1-4step").sampler.kind == "policy"
+    policy = StepPolicy(kind="gm", components=8, shift=3.2, temperature=0.3)
+    assert recipe("pi-flux1-4step").sampler == Sampler(kind="policy", policy=policy)
     assert recipe("pi-flux1-4step").grids[0].sigmas == pytest.approx(
         (1.0, 0.8889, 0.7059, 0.3478, 0.0), abs=5e-5
     )

@@ -20,6 +20,7 @@ from fewstep.adapters.inspection import AdapterReport, inspect_adapter
 from fewstep.adapters.kinds import AdapterParts, adapter_parts
 from fewstep.adapters.modules import LoraModule, lora_modules
 from fewstep.adapters.opening import open_adapter
+from fewstep.adapters.policy_writer import save_policy_adapter
 from fewstep.adapters.preflight import PreflightReport, preflight
 from fewstep.adapters.values import check_values
 from fewstep.adapters.writer import Component, save_adapter
@@ -48,6 +49,7 @@ __all__ = [
     "read_header",
     "save_adapter",
     "save_lorad_adapter",
+    "save_policy_adapter",
     "save_routed_adapter",
     "save_two_time_adapter",
 ]

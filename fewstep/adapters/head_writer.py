@@ -1,5 +1,7 @@
 """Write the adapter kinds that are no plain LoRA (`kinds`): rotations, two-time heads, routes.
 
+Policy heads are `policy_writer`'s.
+
 As with `save_adapter` every scale is multiplied in, the stored recipe says scale 1, and equal input
 gives an equal file. Heads and centroids are float32 whatever the rest is stored in. The metadata
 says in a sentence (`fewstep.needs`) who can apply the file.
@@ -12,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.adapters.conversion.file_writing import write_safetensors
-from fewstep.adapters.kinds import ANGLES_A, ANGLES_B, CENTROID, KIND_TEXTS, NEEDS_KEY, TWO_TIME
+from fewstep.adapters.kinds import (
+    ANGLES_A,
+    ANGLES_B,
+    CENTROID,
+    NEEDS_KEY,
+    TWO_TIME,
+    needs_text,
+)
 from fewstep.adapters.kinds import AdapterKind as Kind
 from fewstep.adapters.modelspec import modelspec
 from fewstep.adapters.names import parse_name, shown
@@ -86,8 +95,8 @@ def save_lorad_adapter(
     scaled = {n: scale * t.float() if n.endswith(ANGLES_A) else t for n, t in tensors.items()}
     data = {f"{component}.{name}": values for name, values in stored(scaled, {}, dtype).items()}
     lora = Lora(alpha="baked", kind="lorad")
-    texts = _Texts("lorad", title, description, metadata or {})
-    return _write(path, data, dataclasses.replace(recipe, lora=lora), texts)
+    texts = Texts("lorad", title, description, metadata or {})
+    return write_kind(path, data, dataclasses.replace(recipe, lora=lora), texts)
 
 
 def save_two_time_adapter(
@@ -131,11 +140,11 @@ def save_two_time_adapter(
         )
     scale = recipe.lora.scale
     scaled = {n: scale * t.float() if n in HEAD_UPS else t for n, t in head.items()}
-    lora = _lora(tensors, recipe, rank, alpha, dtype)
+    lora = scaled_lora(tensors, recipe, rank, alpha, dtype)
     data = {f"{component}.{name}": values for name, values in lora.items()}
     data |= {f"{TWO_TIME}{name}": values for name, values in stored(scaled, {}, "fp32").items()}
-    texts = _Texts("two_time", title, description, metadata or {})
-    return _write(path, data, dataclasses.replace(recipe, lora=Lora(alpha="baked")), texts)
+    texts = Texts("two_time", title, description, metadata or {})
+    return write_kind(path, data, dataclasses.replace(recipe, lora=Lora(alpha="baked")), texts)
 
 
 def save_routed_adapter(
@@ -179,15 +188,15 @@ def save_routed_adapter(
         )
     data = {}
     for name, expert in routes.items():
-        lora = _lora(expert.tensors, recipe, rank, alpha, dtype)
+        lora = scaled_lora(expert.tensors, recipe, rank, alpha, dtype)
         data |= {f"route.{name}.{component}.{key}": values for key, values in lora.items()}
         data |= stored({f"route.{name}.{CENTROID}": expert.centroid}, {}, "fp32")
-    texts = _Texts("routes", title, description, metadata or {})
-    return _write(path, data, dataclasses.replace(recipe, lora=Lora(alpha="baked")), texts)
+    texts = Texts("routes", title, description, metadata or {})
+    return write_kind(path, data, dataclasses.replace(recipe, lora=Lora(alpha="baked")), texts)
 
 
 @dataclass(frozen=True, slots=True)
-class _Texts:
+class Texts:
     """What the metadata tells people."""
 
     kind: Kind
@@ -196,13 +205,14 @@ class _Texts:
     more: Mapping[str, str]
 
 
-def _lora(
+def scaled_lora(
     tensors: "Mapping[str, torch.Tensor]",
     recipe: FewStepRecipe,
     rank: int,
     alpha: float,
     dtype: Dtype,
 ) -> "dict[str, torch.Tensor]":
+    """A LoRA as stored, the recipe's scale and alpha / rank multiplied in."""
     ranks = lora_ranks(tensors, rank, {}, {})
     factor = recipe.lora.scale * alpha / rank
     return stored(tensors, dict.fromkeys(ranks, factor), dtype)
@@ -227,9 +237,10 @@ def _check_rotations(tensors: "Mapping[str, torch.Tensor]") -> None:
             )
 
 
-def _write(
-    path: Path, data: "Mapping[str, torch.Tensor]", recipe: FewStepRecipe, texts: _Texts
+def write_kind(
+    path: Path, data: "Mapping[str, torch.Tensor]", recipe: FewStepRecipe, texts: Texts
 ) -> Path:
+    """Write stored tensors with what the metadata of every kind says."""
     entries = {
         **checked_extra(texts.more),
         **modelspec(
@@ -243,7 +254,7 @@ def _write(
         ),
         "format": "pt",
         METADATA_KEY: recipe.to_json(),
-        NEEDS_KEY: f"{KIND_TEXTS[texts.kind]}: only FewStepPipeline of fewstep applies all of it",
+        NEEDS_KEY: needs_text(texts.kind),
     }
     write_safetensors(path, data, entries)
     return path

@@ -4,6 +4,7 @@
 <component>.<module>.lorad_A.weight (out, r)   rotations of weight columns (LoRaD): theta = A B
 <component>.<module>.lorad_B.weight (r, in / 2)
 two_time.linear_1.weight ...                   a head that is told the target time
+policy.means.weight ...                        a wider output layer: a policy (`policy_names`)
 route.<name>.<any of the above>                one of several experts, for a group of prompts
 route.<name>.centroid (width,)                 where that group is among prompt embeddings
 """
@@ -16,9 +17,10 @@ from typing import Literal
 from fewstep.adapters.header import AdapterHeader, TensorInfo
 from fewstep.adapters.modules import LoraModule, lora_modules
 from fewstep.adapters.names import TensorName, parse_name, shown
+from fewstep.adapters.policy_names import policy_names
 from fewstep.errors import AdapterError
 
-AdapterKind = Literal["lora", "lorad", "two_time", "routes"]
+AdapterKind = Literal["lora", "lorad", "two_time", "policy", "routes"]
 ANGLES_A, ANGLES_B = ".lorad_A.weight", ".lorad_B.weight"
 TWO_TIME = "two_time."
 CENTROID = "centroid"
@@ -30,8 +32,14 @@ KIND_TEXTS: dict[AdapterKind, str] = {
     "lora": "LoRA",
     "lorad": "LoRaD (rotations of weight columns)",
     "two_time": "LoRA with a head that is told the target time",
+    "policy": "LoRA with a policy head (a wider output layer)",
     "routes": "one adapter per group of prompts",
 }
+
+
+def needs_text(kind: AdapterKind) -> str:
+    """What files of a kind say under `NEEDS_KEY`."""
+    return f"{KIND_TEXTS[kind]}: only FewStepPipeline of fewstep applies all of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,7 @@ class AdapterParts:
         lora: The file with nothing but LoRA and what else every reader knows.
         rotations: Rotated layers, in the order of the header.
         two_time: Parameter of the head -> tensor name.
+        policy: Parameter of the policy head -> tensor name.
         routes: Expert -> the file with nothing but its tensors, under plain names.
         centroids: Expert -> tensor name.
     """
@@ -73,6 +82,7 @@ class AdapterParts:
     lora: AdapterHeader
     rotations: tuple[Rotation, ...] = ()
     two_time: dict[str, str] = field(default_factory=dict)
+    policy: dict[str, str] = field(default_factory=dict)
     routes: dict[str, AdapterHeader] = field(default_factory=dict)
     centroids: dict[str, str] = field(default_factory=dict)
 
@@ -81,6 +91,8 @@ class AdapterParts:
         """The kind of the file as a whole."""
         if self.routes:
             return "routes"
+        if self.policy:
+            return "policy"
         return "two_time" if self.two_time else "lorad" if self.rotations else "lora"
 
     @property
@@ -89,7 +101,7 @@ class AdapterParts:
         text = KIND_TEXTS[self.kind]
         if self.routes:
             text += f": {', '.join(sorted(self.routes))}"
-        if self.two_time and self.rotations:
+        if (self.two_time or self.policy) and self.rotations:
             text = text.replace("LoRA", KIND_TEXTS["lorad"], 1)
         return text
 
@@ -122,6 +134,8 @@ def adapter_parts(header: AdapterHeader) -> AdapterParts:
     plain: dict[str, TensorInfo] = {}
     angles: dict[str, TensorInfo] = {}
     two_time: dict[str, str] = {}
+    policy = policy_names(header.tensors, header.metadata)
+    of_policy = set(policy.values())
     routes: dict[str, dict[str, TensorInfo]] = {}
     centroids: dict[str, str] = {}
     for name, info in header.tensors.items():
@@ -130,6 +144,8 @@ def adapter_parts(header: AdapterHeader) -> AdapterParts:
                 centroids[match[1]] = name
             else:
                 routes.setdefault(match[1], {})[match[2]] = info
+        elif name in of_policy:
+            continue
         elif name.startswith(TWO_TIME):
             two_time[name.removeprefix(TWO_TIME)] = name
         elif name.endswith((ANGLES_A, ANGLES_B)):
@@ -137,16 +153,23 @@ def adapter_parts(header: AdapterHeader) -> AdapterParts:
         else:
             plain[name] = info
     if routes or centroids:
-        _check_routes(header, routes, centroids, {**plain, **angles, **dict.fromkeys(two_time)})
+        heads = dict.fromkeys((*two_time, *policy.values()))
+        _check_routes(header, routes, centroids, {**plain, **angles, **heads})
     elif plain and angles:
         raise AdapterError(
             f"{header.path}: mixes rotations ({shown(next(iter(angles)))}) with other tensors "
             f"({shown(next(iter(plain)))}), whose order is not defined; save one kind only"
         )
+    if policy and two_time:
+        raise AdapterError(
+            f"{header.path}: holds a policy head and a head that is told the target time, of which "
+            "a network has one; save one kind only"
+        )
     return AdapterParts(
         lora=replace(header, tensors=plain),
         rotations=tuple(_rotations(header, angles)),
         two_time=two_time,
+        policy=policy,
         routes={name: replace(header, tensors=found) for name, found in routes.items()},
         centroids=centroids,
     )

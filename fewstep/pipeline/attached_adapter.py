@@ -56,7 +56,7 @@ class AdapterWeights:
     Attributes:
         attached: What it will be called once it is on.
         parts: Component -> its LoRA: the denoiser's, then any text encoder's.
-        head: Of a two-time adapter, its head's tensors by parameter name; empty otherwise.
+        head: Of an adapter with a head (two-time, policy), its tensors by parameter name.
     """
 
     attached: AttachedAdapter
@@ -100,7 +100,8 @@ def read_weights(
         header.path, scale, name=name, component=component, expert=expert, kind=kinds.kind
     )
     read = open_tensors(header)
-    return AdapterWeights(attached, parts, {n: read(full) for n, full in kinds.two_time.items()})
+    head = kinds.two_time or kinds.policy
+    return AdapterWeights(attached, parts, {name: read(full) for name, full in head.items()})
 
 
 def attach(pipe: DiffusionPipeline, adapter: AdapterWeights) -> None:

@@ -153,6 +153,11 @@ def _fill_guidance(
                 f"{name}={wanted:g} (guidance {recipe.guidance.mode!r}); expect other pictures",
                 stacklevel=USER + 1,
             )
+    if recipe.sampler.kind == "policy" and _is_guided(rule, arguments):
+        raise PipelineError(
+            f"{rule.cfg}={arguments[str(rule.cfg)]:g} mixes two answers of the network, but this "
+            "recipe's network answers with a policy, which cannot be mixed; leave it out"
+        )
     if _is_guided(rule, arguments) and rule.needs_negative and "negative_prompt" in parameters:
         _fill_negative_prompt(arguments)
 

@@ -71,6 +71,11 @@ def _sampler(sampler: Sampler) -> str:
     stochasticity = sampler.stochasticity
     if sampler.kind == "flow_map":
         return "flow map (the network is told where each step ends), deterministic"
+    if sampler.policy is not None:
+        return (
+            f"policy ({sampler.policy.kind}, {sampler.policy.components} components): each call "
+            f"tells the velocity of a whole step, {sampler.policy.substeps} substeps in all"
+        )
     if stochasticity == 0.0:
         return "deterministic (Euler / DDIM)"
     kind = "re-noising (LCM, DMD2)" if stochasticity == 1.0 else "partly re-noising (TCD)"

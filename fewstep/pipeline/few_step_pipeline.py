@@ -220,7 +220,7 @@ class FewStepPipeline(DiffusionPipeline):
 
         Raises:
             PipelineError: There is no adapter that could be fused, experts share a network, or
-                the adapter has a two-time head.
+                the adapter has a head.
         """
         experts = self._fewstep.experts
         if experts is None or experts.is_permanent:
@@ -235,7 +235,7 @@ class FewStepPipeline(DiffusionPipeline):
         `FewStepPipeline.from_pretrained` finds the recipe itself again.
 
         Raises:
-            PipelineError: Experts share a network, the network has a two-time head, or LoRA
+            PipelineError: Experts share a network, the network has a head of the adapter, or LoRA
                 layers are attached; they would be saved under names that diffusers replaces by
                 random weights on loading.
         """

@@ -9,11 +9,13 @@ from torch import Tensor
 from fewstep.adapters import AdapterHeader, adapter_parts
 from fewstep.adapters.conversion.tensor_reading import open_tensors
 from fewstep.adapters.names import shown
+from fewstep.adapters.policy_names import is_polynomial
 from fewstep.errors import AdapterError, PipelineError
 from fewstep.pipeline.attached_adapter import AdapterWeights, AttachedAdapter
 from fewstep.pipeline.experts.files import FoundFile
 from fewstep.pipeline.experts.policies import POLICIES, Policy
 from fewstep.pipeline.experts.switch import ExpertSwitch
+from fewstep.pipeline.policy_expert import PolicyExpert
 from fewstep.pipeline.routed_experts import RoutedExperts
 from fewstep.pipeline.two_time_expert import TwoTimeExpert
 from fewstep.recipe import FewStepRecipe
@@ -63,6 +65,27 @@ def _check_kind(recipe: FewStepRecipe, header: AdapterHeader) -> None:
             "network is told where each step ends; use the file the recipe was made for, or the "
             "pipeline of its authors"
         )
+    _check_policy(recipe, header, has_head=bool(parts.policy))
+
+
+def _check_policy(recipe: FewStepRecipe, header: AdapterHeader, *, has_head: bool) -> None:
+    is_policy = recipe.sampler.kind == "policy"
+    if has_head and not is_policy:
+        raise AdapterError(
+            f"{header.path}: holds a policy head, a wider output layer, but the recipe's "
+            f"sampler.kind is {recipe.sampler.kind!r}; use the recipe in the file"
+        )
+    if is_policy and not has_head:
+        raise AdapterError(
+            f"{header.path}: holds no policy head, but the recipe's sampler is 'policy', whose "
+            "network has a wider output layer; use the file the recipe was made for, or the "
+            "pipeline of its authors"
+        )
+    if has_head and is_polynomial(header.metadata):
+        raise AdapterError(
+            f"{header.path}: its metadata says that its policy is a polynomial in time, which no "
+            "recipe has; use the pipeline of its authors"
+        )
 
 
 def carry(
@@ -91,6 +114,8 @@ def carry(
         if centroids is not None:
             names = [route.adapter for route in recipe.routes]
             return RoutedExperts(pipe, switch, names, centroids)
+        if recipe.sampler.policy is not None:
+            return PolicyExpert(pipe, switch, adapters[0].head, recipe.sampler.policy)
         if adapters[0].head:
             return TwoTimeExpert(pipe, switch, adapters[0].head)
     except BaseException:
@@ -123,10 +148,14 @@ def check_no_head(adapters: Sequence[AttachedAdapter]) -> None:
     Raises:
         PipelineError: An adapter has one.
     """
+    heads = {
+        "two_time": "a head that tells the network where each step ends",
+        "policy": "a policy head, a wider output layer",
+    }
     for adapter in adapters:
-        if adapter.kind == "two_time":
+        if adapter.kind in heads:
             raise PipelineError(
-                f"{adapter.path.name} has a head that tells the network where each step ends, "
-                "which no diffusers folder can hold and stock diffusers cannot sample; ship the "
-                "adapter file, or unwrap() to save the base"
+                f"{adapter.path.name} has {heads[adapter.kind]}, which no diffusers folder can "
+                "hold and stock diffusers cannot sample; ship the adapter file, or unwrap() to "
+                "save the base"
             )

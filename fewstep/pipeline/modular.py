@@ -187,8 +187,9 @@ def _check_blocks_can(pipe: ModularPipeline, recipe: FewStepRecipe) -> None:
             f"this recipe's samples grow from step to step, which {name} cannot do; wrap the "
             "classic pipeline with FewStepPipeline"
         )
-    if recipe.routes or recipe.sampler.kind == "flow_map":
-        what = "routes prompts to experts" if recipe.routes else "is a flow map with a head"
+    if recipe.routes or recipe.sampler.kind != "step":
+        kinds = {"flow_map": "is a flow map with a head", "policy": "is a policy with a head"}
+        what = kinds.get(recipe.sampler.kind, "routes prompts to experts")
         raise PipelineError(
             f"this recipe {what}, which modular pipelines do not serve; wrap the classic pipeline "
             "with FewStepPipeline"

@@ -24,6 +24,7 @@ from fewstep.recipe_plan import first_noise_scale, plan_steps
 from fewstep.sampling import to_x0
 from fewstep.schedulers.fresh_noise import FreshNoise, Generators, NoiseLayout
 from fewstep.schedulers.installed_grid import InstalledGrid
+from fewstep.schedulers.policy_step import check_not_refined, policy_step
 from fewstep.schedulers.scale_ladder import ScaleLadder
 from fewstep.schedulers.stock_config import DIFFUSERS_PREDICTIONS, read_by_pipelines
 from fewstep.start_rules import snap_start
@@ -62,7 +63,6 @@ class FewStepScheduler(InstalledGrid, SchedulerMixin, ConfigMixin):
 
     Raises:
         RecipeError: The recipe breaks its own rules.
-        PipelineError: The recipe needs a sampler this scheduler is not.
     """
 
     order = 1
@@ -77,7 +77,6 @@ class FewStepScheduler(InstalledGrid, SchedulerMixin, ConfigMixin):
     ) -> None:
         if not isinstance(recipe, FewStepRecipe):
             recipe = FewStepRecipe.from_json(json.dumps(recipe))
-        _check_is_supported(recipe)
         self.recipe = recipe
         self.register_to_config(
             recipe=json.loads(recipe.to_json()),
@@ -237,7 +236,8 @@ class FewStepScheduler(InstalledGrid, SchedulerMixin, ConfigMixin):
         names it, which would silence the recipe's stochasticity.
 
         Args:
-            model_output: What the network said, guidance applied. Shape of `sample`.
+            model_output: What the network said, guidance applied. Shape of `sample`; of a recipe
+                with a policy, with more channels (`policy_step`).
             timestep: Looked up only if neither a step nor `set_begin_index` came before.
             sample: The noisy sample. Shape (B, ...), any float dtype.
             generator: Wins over `bound`; only looked at by steps that add noise.
@@ -251,7 +251,8 @@ class FewStepScheduler(InstalledGrid, SchedulerMixin, ConfigMixin):
                 not told where its step ends.
             ShapeError: Output and sample have different shapes.
         """
-        if model_output.shape != sample.shape:
+        policy = self.recipe.sampler.policy
+        if policy is None and model_output.shape != sample.shape:
             raise ShapeError(
                 f"the network gave shape {tuple(model_output.shape)} for a sample of "
                 f"{tuple(sample.shape)}; wanted equal shapes (drop a learned variance first)"
@@ -266,21 +267,16 @@ class FewStepScheduler(InstalledGrid, SchedulerMixin, ConfigMixin):
             model_output = -model_output
         index = self._next_index(timestep)
         planned = self._plan[index]
-        dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
-        wide = sample.to(dtype)
-        x0 = to_x0(self.recipe.base.prediction, model_output.to(dtype), wide, planned.reading)
-        if self.refine_x0 is not None:
-            x0 = self.refine_x0(x0, planned).to(dtype)
-        before = (wide, x0)
-        if planned.following_size != planned.size:
-            wide = x0 = self._ladder.climb(x0, planned)  # re-noised: the old sample has no weight
-        noise = None
-        if planned.needs_noise:
-            noise = self.draw_noise(wide, generator)
-        moved = advance(planned, wide, x0, noise, self._previous)
-        if index + 1 == len(self._plan):  # LCM, SANA-Sprint and PixArt take x0 as the picture
+        is_last = index + 1 == len(self._plan)
+        wide = sample.to(torch.float64 if sample.dtype == torch.float64 else torch.float32)
+        if policy is None:
+            moved, x0 = self._plain_step(model_output, wide, planned, generator)
+        else:
+            check_not_refined(self.refine_x0)
+            followed = policy_step(policy, model_output, wide, planned, is_last=is_last)
+            moved, x0 = followed.moved, followed.x0
+        if is_last:  # LCM, SANA-Sprint and PixArt take x0 as the picture
             x0 = moved
-        self._previous = before
         self._step_index = index + 1
         self._announce(index + 1)
         # The sample's dtype, not the network's: Wan and Z-Image keep float32 latents over a
@@ -289,6 +285,22 @@ class FewStepScheduler(InstalledGrid, SchedulerMixin, ConfigMixin):
         if not return_dict:
             return previous, x0
         return FewStepSchedulerOutput(prev_sample=previous, pred_original_sample=x0)
+
+    def _plain_step(
+        self, model_output: Tensor, sample: Tensor, planned: PlannedStep, generator: Generators
+    ) -> tuple[Tensor, Tensor]:
+        """A step of one velocity: the sample after it, and x0."""
+        output = model_output.to(sample.dtype)
+        x0 = to_x0(self.recipe.base.prediction, output, sample, planned.reading)
+        if self.refine_x0 is not None:
+            x0 = self.refine_x0(x0, planned).to(sample.dtype)
+        before = (sample, x0)
+        if planned.following_size != planned.size:
+            sample = x0 = self._ladder.climb(x0, planned)  # the old sample has no weight
+        noise = self.draw_noise(sample, generator) if planned.needs_noise else None
+        moved = advance(planned, sample, x0, noise, self._previous)
+        self._previous = before
+        return moved, x0
 
     def draw_noise(self, sample: Tensor, generator: Generators) -> Tensor:
         """Standard normals for a sample in the pipeline's layout, drawn image-shaped.
@@ -301,14 +313,6 @@ class FewStepScheduler(InstalledGrid, SchedulerMixin, ConfigMixin):
         # SANA-Sprint's samples are TrigFlow's times the deviation of its data.
         deviation = self.recipe.base.schedule.sigma_data
         return (noise if deviation is None else deviation * noise).to(sample.device)
-
-
-def _check_is_supported(recipe: FewStepRecipe) -> None:
-    if recipe.sampler.kind == "policy":
-        raise PipelineError(
-            "this recipe's sampler is 'policy', but FewStepScheduler runs 'step' and 'flow_map'; "
-            "sample it with the pipeline of its authors"
-        )
 
 
 def _check_target_is_told(scheduler: FewStepScheduler) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import AdapterError, ConfigError, RecipeError
-from fewstep.recipe import FewStepRecipe, Grid, ResolutionShift, Sampler, SolverRow
+from fewstep.recipe import FewStepRecipe, Grid, ResolutionShift, Sampler, SolverRow, StepPolicy
 from fewstep.recipe_plan import plan_steps
 from fewstep.trajectory import sample_trajectory
 from tests.comfy.harness import Comfy
@@ -352,6 +352,8 @@ def test_other_step_counts_are_the_recipes_to_refuse(comfy: Comfy) -> None:
 
 
 def test_a_recipe_beyond_the_nodes_is_refused(comfy: Comfy) -> None:
-    recipe = dataclasses.replace(recipe_of(SD3), sampler=Sampler(kind="policy"))
+    policy = StepPolicy(kind="gm", components=8, shift=3.2)
+    sampler = Sampler(kind="policy", policy=policy)
+    recipe = dataclasses.replace(recipe_of(SD3), sampler=sampler)
     with pytest.raises(RecipeError, match="cannot sample this recipe"):
         bench(comfy, SD3).build(recipe)

@@ -26,6 +26,7 @@ from fewstep.recipe import (
     Sampler,
     Schedule,
     SecondStage,
+    StepPolicy,
 )
 from fewstep.recipe_plan import plan_steps
 from fewstep.trajectory import plain_steps
@@ -191,12 +192,13 @@ def test_a_size_dependent_shift_needs_the_size() -> None:
 SECOND = SecondStage(grid=Grid(timesteps=(500.0,), sigmas=(0.5, 0.0)))
 TRIGFLOW = Schedule(kind="trigflow", sigma_data=0.5)
 RENOISING = dataclasses.replace(FLOW, sampler=Sampler(stochasticity=1.0))
+POLICY = StepPolicy(kind="gm", components=8, shift=3.2)
 REFUSED = {
     "TrigFlow schedule": flow_recipe("sana", (1.5, 0.5), prediction="trigflow", schedule=TRIGFLOW),
     "predict a velocity, not x0": flow_recipe("sd3", prediction="x0"),
     "it has a second stage": dataclasses.replace(FLOW, second_stage=SECOND),
     "time a step ends at": dataclasses.replace(FLOW, sampler=Sampler(kind="flow_map")),
-    "returns a policy": dataclasses.replace(FLOW, sampler=Sampler(kind="policy")),
+    "returns a policy": dataclasses.replace(FLOW, sampler=Sampler(kind="policy", policy=POLICY)),
     "grow from step to step": grid_of(RENOISING, sizes=(0.5, 0.5, 1.0, 1.0)),
     "which the prompt chooses": dataclasses.replace(
         FLOW, routes=(Route(adapter="a"), Route(adapter="b"))

@@ -61,7 +61,7 @@ def test_a_recipe_of_two_stages_is_two_presets() -> None:
         ("sana-sprint-0.6b", "knows no sana-sprint model"),
         ("swd-sdxl", "a ComfyUI latent keeps its size"),
         ("lcm-sdxl", "told the guidance scale"),
-        ("pi-flux1-4step", "returns a policy"),
+        ("pi-flux1-4step", "does not load policy files"),
     ],
 )
 def test_what_is_no_preset_says_why(name: str, reason: str) -> None:

@@ -21,6 +21,7 @@ from fewstep.adapters.conversion.name_index import component_of
 from fewstep.adapters.conversion.name_rules import RULES, UNETS
 from fewstep.adapters.conversion.no_base import shapes_of_file
 from fewstep.adapters.conversion.parts import split_name
+from fewstep.adapters.conversion.policy_kept import take_head
 from fewstep.adapters.conversion.ranking import ModuleError, Progress, to_rank, total_error
 from fewstep.adapters.conversion.reading import convert_to_diffusers
 from fewstep.adapters.conversion.rotated import rotated_deltas
@@ -96,7 +97,7 @@ def convert_file(
 
     Args:
         source: Adapter file of any naming, rotations (LoRaD), or a full-weight student (file or
-            diffusers folder).
+            diffusers folder). A policy head goes along in the diffusers format.
         target: The new `*.safetensors`.
         flavour: Whose names.
         base: diffusers folder of the base; needed for full weights and rotations, and the only
@@ -118,6 +119,7 @@ def convert_file(
     left_out: dict[str, float] = {}
     header, weights = _opened(source)
     kind = _convertible_kind(header)
+    header, head = take_head(header, flavour)
     if kind == "lorad":
         adapter, shapes = _unrotated(header, base, family, rank, progress)
     elif weights is not None:
@@ -145,6 +147,7 @@ def convert_file(
     if is_baked:
         adapter = baked(adapter)
     file = in_format(adapter, shapes, flavour)
+    head.put_back(file)
     write_safetensors(target, file.tensors, file.metadata)
     return Conversion(
         path=target,
@@ -186,7 +189,8 @@ def _opened(source: Path) -> tuple[AdapterHeader, Weights | None]:
             return AdapterHeader(source, 0, {}, {}), weights
         source = find_adapter(source).path  # a folder with a LoRA, as on the hub
     header = open_adapter(source)
-    return header, Weights([header]) if is_full_checkpoint(header) else None
+    is_full = is_full_checkpoint(adapter_parts(header).lora)  # a head is no LoRA either
+    return header, Weights([header]) if is_full else None
 
 
 def _convertible_kind(header: AdapterHeader) -> AdapterKind:

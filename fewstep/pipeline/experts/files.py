@@ -174,6 +174,12 @@ def check_no_file_is_needed(recipe: FewStepRecipe) -> None:
             "there is no adapter with a two-time head to tell it; pass adapter= with the file that "
             "has one, or sample it with the pipeline of its authors"
         )
+    if recipe.sampler.kind == "policy":
+        raise PipelineError(
+            "this recipe's sampler is 'policy', whose network has a wider output layer, but there "
+            "is no adapter with a policy head; pass adapter= with the file that has one, or sample "
+            "it with the pipeline of its authors"
+        )
     components = [expert.component for expert in recipe.experts]
     if len(set(components)) < len(components):
         names = " and ".join(repr(expert.adapter) for expert in recipe.experts)
