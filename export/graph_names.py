@@ -1,7 +1,6 @@
 """Stable names in a traced graph: weights by parameter, dims by contract, no source paths.
 
-A weight that is transposed where it is used becomes "NAME::T". So a LoRA can be merged into an
-exported model, or refitted into an engine, without guessing which tensor is which.
+A weight that is transposed where it is used becomes "NAME::T" (`runtime.weight_forms`).
 """
 
 import numpy as np
@@ -9,8 +8,7 @@ import onnx_ir as ir
 
 from fewstep.errors import ExportError
 from fewstep.export.part import Part
-
-TRANSPOSED = "::T"
+from fewstep.runtime.weight_forms import TRANSPOSED
 
 
 def name_weights(model: ir.Model) -> None:

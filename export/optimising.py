@@ -8,6 +8,7 @@ from fewstep.export.attention_masks import widen_masks
 from fewstep.export.graph_names import name_dims, name_weights, strip_sources
 from fewstep.export.part import Part
 from fewstep.export.tracing import trace
+from fewstep.export.upsampling import split_upsampling
 
 
 def make_graph(part: Part, *, opset: int) -> ir.Model:
@@ -19,6 +20,7 @@ def make_graph(part: Part, *, opset: int) -> ir.Model:
     model = trace(part, opset=opset)
     name_weights(model)
     optimizer.optimize(model, onnx_shape_inference=False)
+    split_upsampling(model)
     widen_masks(model)
     name_dims(model, part)
     strip_sources(model)

@@ -17,7 +17,6 @@ from torch.nn.utils import parametrize
 from fewstep.errors import ExportError
 from fewstep.export.checking.reference import onnx_loader
 from fewstep.export.checking.torch_engine import TorchSession
-from fewstep.export.graph_names import TRANSPOSED
 from fewstep.export.merging import MergedPipeline
 from fewstep.export.part import Part
 from fewstep.export.quantizing.fake_rounding import activation_rounding, weight_rounding
@@ -28,6 +27,7 @@ from fewstep.export.quantizing.trajectories import record
 from fewstep.runtime.export_folder import ExportFolder
 from fewstep.runtime.manifest import Graph
 from fewstep.runtime.session import Feeds, Loader, Session
+from fewstep.runtime.weight_forms import is_phase, parameter_of
 
 ROUND = 25
 """Steps between two recordings."""
@@ -147,8 +147,9 @@ def _prepare(source: ExportFolder, part: Part, plan: Plan) -> tuple[Lesson, list
     student = copy.deepcopy(teacher)
     trained = []
     for layer in layers:
-        trained += _round_layer(student, layer.name, plan.scheme)
-    held = {name.removesuffix(TRANSPOSED) for name in model.graph.initializers}
+        if not is_phase(layer.weight):  # sums of weights are rounded there: it stays float here
+            trained += _round_layer(student, layer.name, plan.scheme)
+    held = {parameter_of(name) for name in model.graph.initializers}
     trained = [name for name in trained if name in held]
     module = _with_module(part, student)
     loader = onnx_loader(source, plan.threads)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewstep.errors import ExportError, ExportFolderError
-from fewstep.export.graph_names import TRANSPOSED
+from fewstep.runtime.weight_forms import TRANSPOSED, parameter_of, stored_names, stored_value
 
 PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")
 """Tells ONNX Runtime's quantizers that the graph is as they like it."""
@@ -21,7 +21,8 @@ class Layer:
 
     Attributes:
         name: The parameter's, in the torch module ("model.proj_out.weight").
-        weight: The initializer's, "NAME::T" where it is transposed.
+        weight: The initializer's, with the form it is stored in ("NAME::T"); the four kernels of an
+            upsampling convolution are layers of one name.
         nodes: Names of the nodes.
         kind: "MatMul", "Gemm" or "Conv".
         size: In bytes.
@@ -67,8 +68,7 @@ def layers_of(model: ir.Model, kinds: Sequence[str] = ("MatMul",)) -> tuple[Laye
         assert node.name is not None
         known = found.get(weight.name)
         nodes = (*known.nodes, node.name) if known else (node.name,)
-        name = weight.name.removesuffix(TRANSPOSED)
-        size = weight.const_value.nbytes
+        name, size = parameter_of(weight.name), weight.const_value.nbytes
         found[weight.name] = Layer(name, weight.name, nodes, node.op_type, size)
     return tuple(found.values())
 
@@ -103,17 +103,18 @@ def replace_weights(model: ir.Model, weights: Mapping[str, np.ndarray]) -> None:
         ExportError: A parameter is not in the graph, or of another shape.
     """
     for name, value in weights.items():
-        is_plain = name in model.graph.initializers
-        held = model.graph.initializers.get(name if is_plain else f"{name}{TRANSPOSED}")
-        if held is None or held.const_value is None:
+        stored = stored_names(name, model.graph.initializers)
+        if not stored:
             raise ExportError(f"the graph has no weight {name!r}; was it exported from this base?")
-        new = value if is_plain else value.T
-        if tuple(new.shape) != tuple(held.const_value.shape.numpy()):
-            raise ExportError(
-                f"{name} has shape {tuple(value.shape)}, and another in the graph; was it exported "
-                "from this base?"
-            )
-        held.const_value = ir.tensor(np.ascontiguousarray(new), name=held.name)
+        for form in stored:
+            held = model.graph.initializers[form]
+            new = stored_value(form, value)
+            if held.const_value is None or new.shape != tuple(held.const_value.shape.numpy()):
+                raise ExportError(
+                    f"{name} has shape {value.shape}, and another in the graph; was it exported "
+                    "from this base?"
+                )
+            held.const_value = ir.tensor(new, name=form)
 
 
 def _is_linear(node: ir.Node) -> bool:

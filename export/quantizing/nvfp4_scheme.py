@@ -14,7 +14,6 @@ import numpy as np
 import onnx_ir as ir
 
 from fewstep.errors import ExportError, MissingExtraError
-from fewstep.export.graph_names import TRANSPOSED
 from fewstep.export.quantizing.input_ranges import HALF_MAX, Seen, input_ranges
 from fewstep.export.quantizing.layers import Layer, load_graph
 from fewstep.export.quantizing.modelopt_scheme import EXTRA
@@ -184,7 +183,7 @@ def _weight(graph: ir.Graph, node: ir.Node, layer: Layer) -> ir.Value:
     value = np.ascontiguousarray(held.const_value.numpy().T)
     node.replace_input_with(1, None)
     del graph.initializers[layer.weight]
-    return _stored(graph, layer.weight.removesuffix(TRANSPOSED), value)
+    return _stored(graph, layer.name, value)
 
 
 def _stored(graph: ir.Graph, name: str, value: Any) -> ir.Value:

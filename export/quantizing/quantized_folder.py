@@ -121,8 +121,8 @@ def _quantize_one(
     return Result(
         name=name,
         opset=made.opset_imports[""],
-        quantized=tuple(layer.name for layer in every if layer.name in names),
-        skipped=tuple(layer.name for layer in every if layer.name not in names),
+        quantized=tuple(dict.fromkeys(x.name for x in every if x.name in names)),
+        skipped=tuple(dict.fromkeys(x.name for x in every if x.name not in names)),
         bytes_before=stored_bytes(source.root / name),
         bytes_after=stored_bytes(folder / name),
         sensitivities=found,

@@ -135,7 +135,7 @@ def measure_sensitivity(
             progress(f"sensitivity: {name}")
             error, worst = error_of(group)
             size = sum(layer.size for layer in group)
-            names = tuple(layer.name for layer in group)
+            names = tuple(dict.fromkeys(layer.name for layer in group))
             found.append(Sensitivity(name, names, size, error, worst))
         whole, _ = error_of(layers)
     found.sort(key=lambda one: -one.error)

@@ -62,7 +62,8 @@ def _named(folder: ExportFolder, provider: str, threads: int, has_cache: bool) -
         from fewstep.runtime.openvino_session import OpenVinoLoader
 
         arithmetic = "f32" if provider == "openvino" else "bf16"
-        return OpenVinoLoader(folder.root, arithmetic, threads=threads, has_cache=has_cache)
+        files = folder.manifest.files
+        return OpenVinoLoader(folder.root, files, arithmetic, threads=threads, has_cache=has_cache)
     if find_spec("onnxruntime") is None:
         raise MissingExtraError("onnxruntime", "runtime")
     from fewstep.runtime.onnx_session import OnnxLoader

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.errors import RuntimeSettingError
 from fewstep.runtime.manifest import ElementType, Tensor
 from fewstep.runtime.tensorrt.identity import InputRange, Profile
 from fewstep.runtime.tensorrt.library import CudaEngine, LogBase, Refitter, Runtime, library
+from fewstep.runtime.weight_forms import stored_names, stored_value
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,6 @@ ELEMENT_TYPES: dict[str, ElementType] = {
     "BOOL": "bool",
 }
 """TensorRT's names of element types -> ours."""
-TRANSPOSED = "::T"
-"""End of the name of a weight that the exporter stored transposed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +232,7 @@ def refit(
     Args:
         loaded: Built with these weights marked refittable.
         weights: Parameter -> new values, in the element type the engine has. Where the graph
-            stores a parameter transposed ("NAME::T"), it is transposed here.
+            stores a parameter in another form (`weight_forms`), it is brought into that here.
         stream: CUDA stream to work on.
 
     Returns:
@@ -271,20 +269,17 @@ def stored_weights(
         known: Names in the engine.
 
     Raises:
-        RuntimeSettingError: A parameter is under neither of its names.
+        RuntimeSettingError: A parameter is under none of its names.
     """
     found = {}
     for name, values in weights.items():
-        transposed = f"{name}{TRANSPOSED}"
-        if name not in known and transposed not in known:
+        stored = stored_names(name, known)
+        if not stored:
             raise RuntimeSettingError(
                 f"the engine has no refittable weight {name}; build it with --refit and an adapter "
                 "that changes this weight"
             )
-        if name in known:
-            found[name] = np.ascontiguousarray(values)
-        if transposed in known:
-            found[transposed] = np.ascontiguousarray(values.T)
+        found |= {one: stored_value(one, values) for one in stored}
     return found
 
 
