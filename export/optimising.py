@@ -5,6 +5,7 @@ from onnxscript import optimizer
 
 from fewstep import __version__
 from fewstep.export.attention_masks import widen_masks
+from fewstep.export.gelu import halve_first
 from fewstep.export.graph_names import name_dims, name_weights, strip_sources
 from fewstep.export.part import Part
 from fewstep.export.tracing import trace
@@ -21,6 +22,7 @@ def make_graph(part: Part, *, opset: int) -> ir.Model:
     name_weights(model)
     optimizer.optimize(model, onnx_shape_inference=False)
     split_upsampling(model)
+    halve_first(model)
     widen_masks(model)
     name_dims(model, part)
     strip_sources(model)
