@@ -52,8 +52,11 @@ COLD_FUSED = (
     "from fewstep.runtime.fused_runtime import FusedRuntime\n"
     "FusedRuntime.load({folder!r})({prompt!r}, seed=1).pixels.tobytes()\n"
 )
-# Not ru_maxrss: a child begins with its parent's.
-PEAK = "import re; print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+# When the picture is there, and the peak of memory (ru_maxrss begins with that of the parent).
+REPORT = (
+    "import re, time; now = time.time()\n"
+    "print(now, re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+)
 OPTIMUM = """
 import json, sys, time
 import torch
@@ -245,12 +248,13 @@ def cold(options: Any, base: str, adapter: str | None, folder: Path) -> None:
         subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     for _ in range(options.cold_repeats):
         for name, program in programs.items():
-            start = time.perf_counter()
+            start = time.time()
             done = subprocess.run(
-                [sys.executable, "-c", program + PEAK], capture_output=True, text=True, check=True
+                [sys.executable, "-c", program + REPORT], capture_output=True, text=True, check=True
             )
-            taken[name].append(time.perf_counter() - start)
-            peak[name] = int(done.stdout.strip().splitlines()[-1])
+            end, most = done.stdout.strip().splitlines()[-1].split()
+            taken[name].append(float(end) - start)
+            peak[name] = int(most)
     print("\n| fresh process | first picture, median | to diffusers | peak memory | to diffusers |")
     print("| --- | --- | --- | --- | --- |")
     for name, values in taken.items():

@@ -1,5 +1,6 @@
 """Graphs on OpenVINO, which reads the same ONNX files."""
 
+import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import openvino as ov
+from openvino.op import Constant
 
 from fewstep.errors import ExportFolderError, RuntimeSettingError
 from fewstep.runtime.cache_folder import cache_folder, key_of, machine, whole_file
@@ -109,7 +111,11 @@ class OpenVinoLoader:
             narrow = Path(folder) / "model.xml"
             ov.save_model(self._core.read_model(str(file)), str(narrow), compress_to_fp16=True)
             # not mapped: the file is gone when the block is left
-            return self._core.read_model(str(narrow), config={"ENABLE_MMAP": False})
+            model = self._core.read_model(str(narrow), config={"ENABLE_MMAP": False})
+        for constant in model.get_ops():
+            if constant.get_type_name() == "Constant" and _is_half(constant):
+                _make_bfloat16(constant)
+        return model
 
     def _compiled(self, model: Any) -> Any:
         given = str(model) if isinstance(model, Path) else model
@@ -166,6 +172,30 @@ class OpenVinoSession:
             return nullcontext()
         self._is_copied = True
         return self._blob.passing()
+
+
+def _is_half(constant: Any) -> bool:
+    return constant.get_output_element_type(0) == ov.Type.f16
+
+
+def _make_bfloat16(constant: Any) -> None:
+    """In the engine's own type it need not be converted at every start."""
+    values = bfloat16_bits(constant.get_data())
+    made = Constant(ov.Tensor(values, values.shape, ov.Type.bf16), shared_memory=False)
+    made.set_friendly_name(constant.get_friendly_name())
+    for user in constant.output(0).get_target_inputs():
+        user.replace_source_output(made.output(0))
+
+
+def bfloat16_bits(values: np.ndarray) -> np.ndarray:
+    """Finite numbers rounded to the nearest bfloat16, ties to even, as uint16 of the same shape."""
+    wide = np.array(values, np.float32, order="C", ndmin=1)
+    bits = wide.view(np.uint32)
+    odd = (bits >> 16) & 1
+    bits += odd
+    bits += 0x7FFF
+    high = 1 if sys.byteorder == "little" else 0
+    return wide.view(np.uint16)[..., high::2].reshape(np.shape(values)).copy()
 
 
 def _first_line(error: Exception) -> str:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fewstep.runtime.few_step_runtime import FewStepRuntime
 from tests.digits_exports import exported
 
 openvino = pytest.importorskip("openvino")
 
-from fewstep.runtime.openvino_session import capabilities  # noqa: E402
+from fewstep.runtime.openvino_session import bfloat16_bits, capabilities  # noqa: E402
 
 PROMPT = "a handwritten seven"
 ENGINES = ["openvino"]
@@ -63,6 +64,18 @@ def test_each_engine_keeps_its_own_and_bfloat16_half_of_it(tmp_path: Path) -> No
     assert len(narrow) == len(whole)
     sizes = [sum(path.stat().st_size for path in some) for some in (narrow, whole)]
     assert sizes[0] < 0.62 * sizes[1]
+
+
+def test_numbers_are_rounded_to_bfloat16_as_torch_rounds_them() -> None:
+    rng = np.random.default_rng(0)
+    shape = (3, 1001)
+    values = rng.standard_normal(shape) * 10.0 ** rng.integers(-30, 30, shape)
+    values = np.concatenate([values, [[1 + 2.0**-8] * 1001], [[1 + 3 * 2.0**-8] * 1001]])  # ties
+    for given in (values.astype(np.float32), values.clip(-60000, 60000).astype(np.float16)):
+        wanted = torch.from_numpy(given).to(torch.bfloat16).view(torch.int16).numpy()
+        assert np.array_equal(bfloat16_bits(given), wanted.view(np.uint16))
+    assert bfloat16_bits(np.float32(1.0)).shape == ()
+    assert bfloat16_bits(np.zeros((0, 2), np.float32)).shape == (0, 2)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
