@@ -74,7 +74,7 @@ def test_numbers_are_rounded_to_bfloat16_as_torch_rounds_them() -> None:
     for given in (values.astype(np.float32), values.clip(-60000, 60000).astype(np.float16)):
         wanted = torch.from_numpy(given).to(torch.bfloat16).view(torch.int16).numpy()
         assert np.array_equal(bfloat16_bits(given), wanted.view(np.uint16))
-    assert bfloat16_bits(np.float32(1.0)).shape == ()
+    assert bfloat16_bits(np.array(1.0, np.float32)).shape == ()
     assert bfloat16_bits(np.zeros((0, 2), np.float32)).shape == (0, 2)
 
 
