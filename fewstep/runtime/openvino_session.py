@@ -107,14 +107,16 @@ class OpenVinoLoader:
 
     def _narrowed(self, file: Path, partial: Path) -> Any:
         """The graph with weights in 16 bits: half to read, and bfloat16 keeps fewer digits."""
+        whole = self._core.read_model(str(file))
+        exact = {op.get_friendly_name(): op for op in whole.get_ops()}
         with tempfile.TemporaryDirectory(dir=partial.parent) as folder:
             narrow = Path(folder) / "model.xml"
-            ov.save_model(self._core.read_model(str(file)), str(narrow), compress_to_fp16=True)
+            ov.save_model(whole, str(narrow), compress_to_fp16=True)
             # not mapped: the file is gone when the block is left
             model = self._core.read_model(str(narrow), config={"ENABLE_MMAP": False})
         for constant in model.get_ops():
             if constant.get_type_name() == "Constant" and _is_half(constant):
-                _make_bfloat16(constant)
+                _make_bfloat16(constant, exact)
         return model
 
     def _compiled(self, model: Any) -> Any:
@@ -178,11 +180,21 @@ def _is_half(constant: Any) -> bool:
     return constant.get_output_element_type(0) == ov.Type.f16
 
 
-def _make_bfloat16(constant: Any) -> None:
-    """In the engine's own type it need not be converted at every start."""
-    values = bfloat16_bits(constant.get_data())
-    made = Constant(ov.Tensor(values, values.shape, ov.Type.bf16), shared_memory=False)
-    made.set_friendly_name(constant.get_friendly_name())
+def _make_bfloat16(constant: Any, exact: Mapping[str, Any]) -> None:
+    """In the engine's own type a weight need not be converted at every start.
+
+    What is no matrix stays float32: the frequencies of a time embedding are multiplied by up to
+    1000, and with a bfloat16's digits the network would be told another time.
+    """
+    name = constant.get_friendly_name()
+    whole = exact.get(name.removesuffix("_compressed"))
+    is_matrix = sum(size > 1 for size in constant.get_output_shape(0)) > 1
+    if is_matrix or whole is None:
+        values = bfloat16_bits(constant.get_data())
+        made = Constant(ov.Tensor(values, values.shape, ov.Type.bf16), shared_memory=False)
+    else:
+        made = Constant(ov.Tensor(np.array(whole.get_data(), np.float32)), shared_memory=False)
+    made.set_friendly_name(name)
     for user in constant.output(0).get_target_inputs():
         user.replace_source_output(made.output(0))
 
