@@ -12,7 +12,6 @@ fresh processes that import, load and draw one picture (memory on Linux only).
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -30,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.optimum_peer import OptimumPeer  # noqa: E402
 from fewstep.export.__main__ import main as export  # noqa: E402
 from fewstep.loading import load_stock_pipeline  # noqa: E402
 from fewstep.pipeline import FewStepPipeline  # noqa: E402
@@ -38,7 +38,7 @@ from fewstep.runtime.few_step_runtime import FewStepRuntime  # noqa: E402
 from fewstep.runtime.fused_runtime import FusedRuntime  # noqa: E402
 
 PROMPT = "a handwritten seven"
-Draw = Callable[[], np.ndarray]
+Draw = Callable[[], np.ndarray | None]
 COLD_DIFFUSERS = (
     "from fewstep.pipeline import FewStepPipeline\n"
     "pipe = FewStepPipeline.from_pretrained({base!r}, adapter={adapter!r}, probe=False)\n"
@@ -57,20 +57,6 @@ REPORT = (
     "import re, time; now = time.time()\n"
     "print(now, re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
 )
-OPTIMUM = """
-import json, sys, time
-import torch
-from optimum.onnxruntime import ORTDiffusionPipeline
-folder, repeats = sys.argv[1], int(sys.argv[2])
-pipe = ORTDiffusionPipeline.from_pretrained(folder, export=False, use_io_binding=False)
-pipe.set_progress_bar_config(disable=True)
-taken = []
-for _ in range(repeats + 1):
-    start = time.perf_counter()
-    pipe("{prompt}", num_inference_steps=4, guidance_scale={scale})
-    taken.append(time.perf_counter() - start)
-print(json.dumps(taken[1:]))
-"""
 
 
 def main() -> None:
@@ -139,6 +125,10 @@ def steady(options: Any, base: str, adapter: str | None, folder: Path) -> None:
         draws["diffusers eager, bfloat16"] = _eager_bf16(base, adapter)
     threads = options.threads
     draws |= dict(_runtime(folder, name, threads) for name in options.engines)
+    peer = None
+    if "OPTIMUM_PYTHON" in os.environ:
+        peer = OptimumPeer(os.environ["OPTIMUM_PYTHON"], folder, PROMPT, threads)
+        draws["Optimum, ONNX Runtime"] = peer
     taken: dict[str, list[float]] = {name: [] for name in draws}
     first = {name: draw() for name, draw in draws.items()}
     for _ in range(options.repeats):
@@ -146,16 +136,17 @@ def steady(options: Any, base: str, adapter: str | None, folder: Path) -> None:
             start = time.perf_counter()
             draw()
             taken[name].append(time.perf_counter() - start)
-    if "OPTIMUM_PYTHON" in os.environ:
-        taken["Optimum, ONNX Runtime"] = _optimum(folder, options.repeats)
+    if peer is not None:
+        peer.close()
     reference = statistics.median(taken["diffusers eager"])
+    wanted = np.asarray(first["diffusers eager"]).astype(int)
     print(f"\n{options.model}, four steps, {threads} threads, {options.repeats} rounds\n")
     print("| arrangement | median (quartiles) | to diffusers eager | largest of 255 | PSNR |")
     print("| --- | --- | --- | --- | --- |")
     for name, values in taken.items():
         low, middle, high = statistics.quantiles(values, n=4)
-        wanted = first["diffusers eager"].astype(int)
-        away = first[name] - wanted if name in first else None
+        pixels = first[name]
+        away = None if pixels is None else pixels - wanted
         ms = f"{1e3 * middle:.0f} ms ({1e3 * low:.0f}-{1e3 * high:.0f})"
         print(f"| {name} | {ms} | {middle / reference:.3f} | {_distance(away)} |")
 
@@ -223,16 +214,6 @@ def _eager_bf16(base: str, adapter: str | None) -> Draw:
     if adapter:
         pipe.fuse()
     return lambda: np.asarray(pipe(PROMPT, seed=1).images)
-
-
-def _optimum(folder: Path, repeats: int) -> list[float]:
-    scale = "0.0" if (folder / "transformer").exists() else "1.0"
-    program = OPTIMUM.replace("{prompt}", PROMPT).replace("{scale}", scale)
-    command = [os.environ["OPTIMUM_PYTHON"], "-c", program, str(folder), str(repeats)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"Optimum failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def cold(options: Any, base: str, adapter: str | None, folder: Path) -> None:

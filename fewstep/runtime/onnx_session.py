@@ -69,7 +69,10 @@ class OnnxLoader:
             raise ExportFolderError(f"{file} is missing; export again, or copy the whole folder")
         optimised = self._optimised(graph)
         kept = None if optimised is None else self._kept(optimised)
-        return OnnxSession(kept or self._made(file, optimised), graph, self.name)
+        if kept is None and optimised is not None:
+            self._keep(file, optimised)
+            kept = self._kept(optimised)
+        return OnnxSession(kept or self._open(file, self._options()), graph, self.name)
 
     def _kept(self, optimised: Path) -> ort.InferenceSession | None:
         """The optimised copy; None where there is none, or it is damaged."""
@@ -83,26 +86,25 @@ class OnnxLoader:
             shutil.rmtree(optimised.parent, ignore_errors=True)
             return None
 
-    def _made(self, file: Path, optimised: Path | None) -> ort.InferenceSession:
+    def _keep(self, file: Path, optimised: Path) -> None:
+        """Write the optimised copy; a full disk or a read-only home leaves none."""
         options = self._options()
-        if optimised is None:
-            return self._open(file, options)
         partial = optimised.parent.with_name(f".{optimised.parent.name}.{os.getpid()}.partial")
         options.optimized_model_filepath = str(partial / optimised.name)
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", f"{optimised.name}_data"
-        )
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
-        )
+        entries = {
+            "session.optimized_model_external_initializers_file_name": f"{optimised.name}_data",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+            # Weights as this processor's products want them: a start maps them, and arranges none.
+            "session.save_external_prepacked_constant_initializers": "1",
+        }
+        for name, value in entries.items():
+            options.add_session_config_entry(name, value)
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            made = self._open(file, options)
+            self._open(file, options)
             os.replace(partial, optimised.parent)
-            return made
         except (OSError, ExportFolderError):
-            # Somebody else made it meanwhile, or the disk is full or read-only: it is only a cache.
-            return self._open(file, self._options())
+            return  # also where somebody else made it meanwhile
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -132,7 +134,7 @@ class OnnxLoader:
         sums = [self._files[name].sha256 for name in self._names(graph) if name in self._files]
         if not sums:
             return None
-        key = key_of(sums, ort.__version__, machine())
+        key = key_of(sums, ort.__version__, machine(), "prepacked")
         return cache_folder() / "graphs" / key / "model.onnx"
 
     def _names(self, graph: Graph) -> tuple[str, ...]:
