@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, command_message
 from fewstep.export import feeds_command, onnx_command
 from fewstep.export.checking import command as check_command
 from fewstep.export.quantizing import command as quantize_command
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(console, str(missing))
     except (FewstepError, OSError) as error:
-        return _fail(console, str(error))
+        return _fail(console, command_message(error))
 
 
 def _dispatch(argv: list[str], console: Console) -> int:

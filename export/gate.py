@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from fewstep.errors import ExportError
+from fewstep.export.checking.limits import NO_NUMBER, is_within
+from fewstep.export.checking.parity import relative_difference
 from fewstep.export.merging import MergedPipeline
 from fewstep.export.part import Part
 from fewstep.runtime.manifest import Manifest, Measured
@@ -38,7 +39,7 @@ def check_graphs(
         The manifest with the figures, and whether all of them hold.
 
     Raises:
-        ExportError: A graph differs too much, or gives numbers that are none.
+        ExportError: A graph differs too much, or gives NaN or infinity.
     """
     loader = OnnxLoader(folder, manifest.files, "cpu", has_cache=False)
     found: list[Measured] = []
@@ -52,7 +53,7 @@ def check_graphs(
             wanted = wanted if isinstance(wanted, tuple) else (wanted,)
             got = session.run({name: value.numpy() for name, value in feeds.items()})
             error = max(
-                _relative(got[port.name], value.float().numpy())
+                relative_difference(value.float().numpy(), got[port.name])
                 for port, value in zip(part.outputs, wanted, strict=True)
             )
             where = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -64,9 +65,14 @@ def check_graphs(
 
 
 def _verdict(manifest: Manifest, found: list[Measured], force: bool) -> Manifest:
-    bad = [m for m in found if m.limit is not None and not m.value <= m.limit]
+    bad = [m for m in found if not is_within(m)]
     if bad and not force:
-        worst = max(bad, key=lambda m: m.value if np.isfinite(m.value) else np.inf)
+        worst = max(bad, key=lambda m: m.value)
+        if worst.value >= NO_NUMBER:
+            raise ExportError(
+                f"{worst.what} or its network gives NaN or infinity at {worst.where}; nothing was "
+                "published (--force overrules)"
+            )
         raise ExportError(
             f"{worst.what} differs from its network by {worst.value:.1e} relative at "
             f"{worst.where}, more than {worst.limit:g}; nothing was published (--force overrules)"
@@ -93,10 +99,3 @@ def _small(name: str, size: int, step: int) -> int:
     if name == "batch_size":
         return 3
     return size if name == "sequence_length" else min(size, 2 * step)
-
-
-def _relative(found: np.ndarray, wanted: np.ndarray) -> float:
-    if not np.isfinite(found).all():
-        return float("inf")
-    scale = max(float(np.abs(wanted).max()), 1e-6)
-    return float(np.abs(found.astype(np.float32) - wanted).max() / scale)

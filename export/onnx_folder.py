@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fewstep.errors import ExportError
 from fewstep.export.merging import MergedPipeline
 from fewstep.export.optimising import make_graph
 from fewstep.export.writing import graph_entry, save_graph, stored_files
@@ -20,6 +22,10 @@ from fewstep.runtime.manifest import FILE, FORMAT, MAJOR, Graph, Manifest
 PACKAGES = ("fewstep", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 OPSET = 18
 """The default: what ONNX Runtime's CPU kernels serve best (group norms stay instance norms)."""
+OPSETS = range(18, 24)
+"""From what torch's exporter is written in to what the oldest ONNX Runtime that draws knows."""
+ORIGIN = ("_name_or_path", "name_or_path")
+"""Entries of a configuration that say where it was loaded from."""
 Progress = Callable[[str], None]
 
 
@@ -33,15 +39,19 @@ def write_folder(
         folder: An empty folder.
         opset: Of the graphs.
         progress: Told the name of every component before it is exported.
+
+    Raises:
+        ExportError: The opset is none that is made, or a component cannot be exported.
     """
+    check_opset(opset)
     graphs: dict[str, Graph] = {}
     for part in merged.parts():
         progress(part.name)
         model = make_graph(part, opset=opset)
         save_graph(model, folder / part.name)
-        _write_json(folder / part.name / "config.json", part.config)
+        _write_json(folder / part.name / "config.json", without_origin(part.config))
         graphs[part.name] = graph_entry(
-            model, part, opset=opset, precision="fp16" if part.dtype == torch.float16 else "fp32"
+            model, part, precision="fp16" if part.dtype == torch.float16 else "fp32"
         )
     _write_companions(merged, folder)
     manifest = Manifest(
@@ -58,6 +68,18 @@ def write_folder(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return write_manifest(folder, manifest)
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an opset that the exporter would not make, or the runtime not run.
+
+    Raises:
+        ExportError: It is outside `OPSETS`.
+    """
+    if opset not in OPSETS:
+        raise ExportError(
+            f"opset is {opset}; graphs are made in {OPSETS[0]} to {OPSETS[-1]}, name one of these"
+        )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -93,7 +115,7 @@ def _write_companions(merged: MergedPipeline, folder: Path) -> None:
         if name.startswith("tokenizer"):  # reads tokenizer.json in transformers 4 and 5 alike
             index[name] = ["transformers", "PreTrainedTokenizerFast"]
         if name.startswith(("tokenizer", "feature_extractor", "image_processor", "processor")):
-            component.save_pretrained(folder / name)
+            save_companion(component, folder / name)
     for name in ("safety_checker", "image_encoder", "feature_extractor"):
         if name in index:  # never part of an export
             index[name] = [None, None]
@@ -103,6 +125,29 @@ def _write_companions(merged: MergedPipeline, folder: Path) -> None:
     scheduler.save_pretrained(folder / "scheduler")
     _write_json(folder / "model_index.json", index)
     (folder / SIDECAR_NAME).write_text(recipe.to_json(indent=2) + "\n", encoding="utf-8")
+
+
+def save_companion(component: Any, folder: Path) -> None:
+    """A tokenizer or processor with its own writer.
+
+    Raises:
+        OSError: It could not be written; `tokenizers` itself says so in a plain Exception's text.
+    """
+    try:
+        component.save_pretrained(folder)
+    except Exception as error:
+        found = re.fullmatch(r"(.+) \(os error (\d+)\)", str(error), re.DOTALL)
+        if found is None:
+            raise
+        raise OSError(int(found[2]), found[1]) from error
+
+
+def without_origin(config: Any) -> Any:
+    """A configuration without the place it was loaded from, which is the exporting machine's."""
+    if isinstance(config, Mapping):
+        kept = {key: value for key, value in config.items() if key not in ORIGIN}
+        return {key: without_origin(value) for key, value in kept.items()}
+    return config
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

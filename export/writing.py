@@ -72,6 +72,23 @@ def check_target(out: Path, *, overwrite: bool = False) -> None:
         )
 
 
+def check_report(report: Path | None, out: Path) -> None:
+    """Refuse a report inside the folder that is written: it would go when the new one comes.
+
+    Args:
+        report: File to write, if any.
+        out: Folder that is replaced as a whole.
+
+    Raises:
+        ExportError: It is `out` or inside of it.
+    """
+    if report is not None and report.resolve().is_relative_to(out.resolve()):
+        raise ExportError(
+            f"--report {report} is inside --out {out}, which is replaced as a whole; name a file "
+            "outside of it"
+        )
+
+
 def save_graph(model: ir.Model, folder: Path) -> None:
     """Write model.onnx, and its large weights into one model.onnx_data beside it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,14 +96,14 @@ def save_graph(model: ir.Model, folder: Path) -> None:
 
 
 def graph_entry(
-    model: ir.Model, part: Part, *, opset: int, precision: Precision, file: str | None = None
+    model: ir.Model, part: Part, *, precision: Precision, file: str | None = None
 ) -> Graph:
     """What the manifest says of a part's graph."""
     return Graph(
         file=file or f"{part.name}/{MODEL}",
         inputs=_tensors(list(model.graph.inputs), part.inputs),
         outputs=_tensors(list(model.graph.outputs), part.outputs),
-        opset=opset,
+        opset=model.opset_imports[""],  # the exporter's, whatever was asked for
         precision=precision,
         multiples=dict(part.multiples),
     )

@@ -24,6 +24,11 @@ class FewstepError(Exception):
     """Root of the tree: catch this to catch everything fewstep raises on purpose."""
 
 
+def command_message(error: Exception) -> str:
+    """What a command prints of an error: options in place of Python's arguments."""
+    return error.for_commands if isinstance(error, RecipeNotFoundError) else str(error)
+
+
 class ConfigError(FewstepError, ValueError):
     """A setting is out of range, unknown or in conflict with another."""
 
@@ -37,7 +42,16 @@ class RecipeVersionError(RecipeError):
 
 
 class RecipeNotFoundError(FewstepError, LookupError):
-    """No source says how this model wants to be sampled."""
+    """No source says how this model wants to be sampled.
+
+    Args:
+        message: For callers in Python, who pass recipe=.
+        for_commands: The same for users of a command, who give --recipe; None where it is the same.
+    """
+
+    def __init__(self, message: str, for_commands: str | None = None) -> None:
+        super().__init__(message)
+        self.for_commands = message if for_commands is None else for_commands
 
 
 class AdapterError(FewstepError, ValueError):

@@ -43,16 +43,41 @@ def load_stock_pipeline(
         OSError: Nothing loadable at `source`, or its model_index.json is damaged.
         ValueError: diffusers could not assemble the pipeline.
     """
-    if not Path(source).is_dir():
-        try:
-            validate_repo_id(str(source))
-        except HFValidationError as error:  # a ValueError, for a path that does not exist
-            raise OSError(f"{source} is neither a folder here nor a name on the hub") from error
+    _check_name(source)
     if "dtype" not in kwargs and "torch_dtype" not in kwargs:
         kwargs["dtype"] = torch.float32  # diffusers' default; transformers 5 takes the file's own
     absent = {name: None for name in _absent_components(source, kwargs) if name not in kwargs}
     with without_progress_bars():
         return (pipeline_class or DiffusionPipeline).from_pretrained(source, **absent, **kwargs)
+
+
+def check_source(source: str | Path, hub_options: Mapping[str, Any]) -> None:
+    """See that a pipeline is there, without loading it.
+
+    Args:
+        source: Local folder or hub id.
+        hub_options: Those of `HUB_OPTIONS` that apply.
+
+    Raises:
+        OSError: There is none.
+    """
+    _check_name(source)
+    if Path(source).is_dir():
+        if not (Path(source) / INDEX).is_file():
+            raise OSError(f"{source} has no {INDEX}; use the folder of a diffusers pipeline")
+    elif _hub_index(str(source), hub_options) is None:
+        raise OSError(
+            f"{source} is neither a folder here nor a pipeline on the hub that can be reached now"
+        )
+
+
+def _check_name(source: str | Path) -> None:
+    if Path(source).is_dir():
+        return
+    try:
+        validate_repo_id(str(source))
+    except HFValidationError as error:  # a ValueError, for a path that does not exist
+        raise OSError(f"{source} is neither a folder here nor a name on the hub") from error
 
 
 @contextmanager

@@ -37,12 +37,14 @@ class RecipeSource:
         name: For messages: what is looked at.
         read: The recipe, or None where there is none. A source that knows more precisely where it
             found it gives a `ResolvedRecipe`.
-        hint: What to add to the message when no source has any.
+        likely: Entries of the zoo that it may be, looked up when no source has any.
+        beside: What a recipe file may be put beside, where one would be read here.
     """
 
     name: str
     read: Callable[[], FewStepRecipe | ResolvedRecipe | None]
-    hint: Callable[[], str | None] = lambda: None
+    likely: Callable[[], Sequence[ZooEntry]] = lambda: ()
+    beside: str | None = None
 
 
 def recipe_sources(
@@ -72,18 +74,19 @@ def recipe_sources(
         where = f"{METADATA_KEY!r} in the metadata of {adapter.path}"
         sources.append(RecipeSource(where, adapter.recipe))
         beside = adapter_sidecar or adapter.path.parent / SIDECAR_NAME
-        sources.append(RecipeSource(str(beside), lambda: _read_if(adapter_sidecar)))
-    if base is not None:
         sources.append(
-            RecipeSource(
-                str(base_sidecar or f"{base}/{SIDECAR_NAME}"), lambda: _read_if(base_sidecar)
-            )
+            RecipeSource(str(beside), lambda: _read_if(adapter_sidecar), beside="the adapter")
         )
+    if base is not None:
+        where = str(base_sidecar or f"{base}/{SIDECAR_NAME}")
+        sources.append(RecipeSource(where, lambda: _read_if(base_sidecar), beside="the base"))
     read_installed = installed if callable(installed) else lambda: installed
     sources.append(RecipeSource("the pipeline's own scheduler", read_installed))
     if adapter is not None or base is not None:
         sources.append(
-            RecipeSource("the zoo", lambda: _from_zoo(adapter, base), lambda: _hint(adapter, base))
+            RecipeSource(
+                "the zoo", lambda: _from_zoo(adapter, base), lambda: likely_entries(adapter, base)
+            )
         )
     return tuple(sources)
 
@@ -103,10 +106,12 @@ def resolve_recipe(sources: Sequence[RecipeSource]) -> ResolvedRecipe:
         if found is not None:
             return ResolvedRecipe(found, source.name)
     looked = "; ".join(source.name for source in sources)
-    hints = [hint for source in sources if (hint := source.hint()) is not None]
-    advice = hints[0] if hints else f"pass recipe=, or put {SIDECAR_NAME} beside the adapter"
+    said = f"nothing says how this model wants to be sampled (looked at: {looked}); "
+    likely = [found for source in sources for found in source.likely()]
+    places = [source.beside for source in sources if source.beside is not None]
     raise RecipeNotFoundError(
-        f"nothing says how this model wants to be sampled (looked at: {looked}); {advice}"
+        said + _advice(likely, places, "pass recipe={}"),
+        said + _advice(likely, places, "give --recipe {}"),
     )
 
 
@@ -129,7 +134,7 @@ def _read_argument(recipe: FewStepRecipe | str | Path) -> FewStepRecipe | Resolv
     path = Path(recipe)
     if not path.is_file():
         raise RecipeError(
-            f'{path}: there is no such recipe file; pass a FewStepRecipe, a path or "zoo:NAME"'
+            f'{path}: there is no such recipe file; give the path of one, or "zoo:NAME"'
         )
     return FewStepRecipe.from_file(path)
 
@@ -170,9 +175,10 @@ def _warn_of_name(match: ZooMatch) -> None:
     )
 
 
-def _hint(adapter: AdapterHeader | None, base: str | Path | None) -> str | None:
-    likely = likely_entries(adapter, base)
-    if not likely:
-        return None
-    names = " or ".join(f"{ZOO_PREFIX}{found.name}" for found in likely)
-    return f"it looks like {names}; if it is, pass recipe='{ZOO_PREFIX}{likely[0].name}'"
+def _advice(likely: Sequence[ZooEntry], places: Sequence[str], how: str) -> str:
+    """What to do; `how` is the caller's way to name a recipe."""
+    if likely:
+        names = [f"{ZOO_PREFIX}{found.name}" for found in likely]
+        return f"it looks like {' or '.join(names)}; if it is, {how.format(repr(names[0]))}"
+    place = places[0] if places else "the adapter"
+    return f"{how.format('').strip()}, or put {SIDECAR_NAME} beside {place}"

@@ -253,5 +253,5 @@ class TestParity:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "skimage.metrics", None)
-        with pytest.raises(MissingExtraError, match=r"fewstep\[train\]"):
+        with pytest.raises(MissingExtraError, match=r"fewstep\[export\]"):
             image_parity(self.picture(), self.picture())

@@ -2,17 +2,14 @@
 
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
 
 import pytest
 
 import fewstep
 from fewstep.errors import MissingExtraError
 from fewstep.extras import EXTRA_OF, missing_extra
+from tests.imported_packages import PROJECT, ROOT, brought_by, distributions_of, imported_packages
 
-ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {
     "modelopt": "nvidia-modelopt",
     "onnx_ir": "onnx-ir",
@@ -25,6 +22,8 @@ DISTRIBUTIONS = {
 }
 """Import names that differ from the name on the package index (or share its start)."""
 
+EXTRAS_OF_THEIR_OWN = {"openvino", "modelopt", "tensorrt"}
+"""Engines and quantizers that `fewstep.export` uses only where the user asks for them."""
 HEAVY_AFTER_IMPORT = """
 import sys
 import fewstep
@@ -83,6 +82,19 @@ def test_the_named_extra_really_brings_the_package(package: str) -> None:
     requirements = PROJECT["optional-dependencies"][EXTRA_OF[package]]
     name = DISTRIBUTIONS.get(package, package)
     assert any(r.startswith((f"{name}>", f"{name}=", f"{name}[")) for r in requirements)
+
+
+def test_the_documented_extras_bring_all_that_export_imports() -> None:
+    reached = imported_packages("fewstep.export.__main__")
+    assert {"torch", "onnx", "onnxruntime", "skimage", "rich"} <= set(reached)
+    brought = brought_by(["export", "runtime"])
+    missing = {
+        package: sorted(modules)
+        for package, modules in reached.items()
+        if EXTRA_OF.get(package) not in EXTRAS_OF_THEIR_OWN
+        and not distributions_of(package) & brought
+    }
+    assert missing == {}
 
 
 def test_the_package_is_marked_as_typed() -> None:

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fewstep.adapters import AdapterHeader
-from fewstep.errors import AdapterError, RecipeError, RecipeNotFoundError
+from fewstep.cli.main import main
+from fewstep.errors import AdapterError, RecipeError, RecipeNotFoundError, command_message
 from fewstep.model_files import find_adapter, find_base_sidecar
+from fewstep.pipeline import FewStepPipeline
 from fewstep.recipe import METADATA_KEY, SIDECAR_NAME, FewStepRecipe
 from fewstep.recipe_resolution import recipe_sources, resolve_recipe
 from tests.tiny_pipelines import flow_recipe
@@ -147,3 +150,57 @@ def test_pickles_are_found_on_the_hub_too(hub_cache: dict[str, object], tmp_path
 def test_a_hub_name_that_is_not_there_is_one_sentence(hub_cache: dict[str, object]) -> None:
     with pytest.raises(AdapterError, match=r"owner/other/x.safetensors: not found on this machine"):
         find_adapter("owner/other/x.safetensors", hub_cache)
+
+
+def test_a_command_is_told_its_own_option(tmp_path: Path) -> None:
+    file = header(tmp_path / "a.safetensors", None)
+    for sources, place in (
+        (recipe_sources(adapter=file, base="some/base"), "beside the adapter"),
+        (recipe_sources(base="some/base"), "beside the base"),
+    ):
+        with pytest.raises(RecipeNotFoundError) as caught:
+            resolve_recipe(sources)
+        assert str(caught.value).endswith(f"; pass recipe=, or put {SIDECAR_NAME} {place}")
+        said = command_message(caught.value)
+        assert said.endswith(f"; give --recipe, or put {SIDECAR_NAME} {place}")
+        assert "recipe=" not in said
+
+
+def test_a_command_is_told_which_entry_it_may_be(tmp_path: Path) -> None:
+    with pytest.raises(RecipeNotFoundError) as caught:
+        resolve_recipe(recipe_sources(base=tmp_path / "z-image-turbo"))
+    assert str(caught.value).endswith("; if it is, pass recipe='zoo:z-image-turbo'")
+    assert command_message(caught.value).endswith("; if it is, give --recipe 'zoo:z-image-turbo'")
+
+
+def test_of_a_base_that_is_not_there_nothing_else_is_said(
+    tmp_path: Path, hub_cache: dict[str, Any]
+) -> None:
+    with pytest.raises(OSError, match="nowhere is neither a folder here nor a name on the hub$"):
+        FewStepPipeline.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(OSError, match="^owner/other is neither a folder here nor a pipeline on"):
+        FewStepPipeline.from_pretrained("owner/other", **hub_cache)
+    with pytest.raises(OSError, match=r"has no model_index\.json; use the folder of a diffusers"):
+        FewStepPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("./nowhere", "./nowhere is neither a folder here nor a name on the hub"),
+        ("digits-sd3", f"; give --recipe, or put {SIDECAR_NAME} beside the base"),
+    ],
+)
+def test_commands_say_so_in_one_sentence(
+    base: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = {
+        "generate": ["generate", "--base", base, "--prompt", "x", "--out"],
+        "export": ["export", "onnx", "--base", base, "--out"],
+    }
+    for name, argv in commands.items():
+        assert main([*argv, str(tmp_path / "out")]) == 2
+        (sentence,) = [line for line in capsys.readouterr().err.splitlines() if "fewstep" in line]
+        assert said in sentence, name
+        assert "recipe=" not in sentence
+    assert list(tmp_path.iterdir()) == []

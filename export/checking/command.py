@@ -1,5 +1,6 @@
 """`fewstep export check DIR`: parity and speed of an export folder on this machine."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from fewstep.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from fewstep.export.checking.findings import Findings
     from fewstep.export.checking.reference import Reference
@@ -22,7 +24,9 @@ Check an export folder: every checksum, kernels, overflow, parity and speed on t
 
 It is held against the pipeline it was made from (--base, --adapter) or another folder
 (--against): every component on the same inputs, every step of a trajectory, the pictures, and the
-time each takes. The manifest says what was found. One that fails is refused, with exit status 2.
+time each takes; a fused graph against the folder's own components. The manifest says what was
+found. One that fails is refused, with exit status 2. One that passes is "verified" if its reference
+is: a pipeline, or a verified folder that is no coarser.
 
 Examples:
   fewstep export check exported --base digits-sd3 --adapter student.safetensors
@@ -45,11 +49,11 @@ class CheckOptions:
     against: Path | None = None
     """Another export folder to hold it against."""
     prompts: Path | None = None
-    """Text file, one prompt per line; built-in prompts if not given."""
+    """Text file, one prompt per line, the first four are drawn; built-in ones if not given."""
     report: Path | None = None
     """HTML file to write, pictures side by side."""
     threads: int = 0
-    """Of one network call; 0 takes ONNX Runtime's choice."""
+    """Of one network call, on both sides; 0 takes the engines' own choice."""
     rewrite: bool = False
     """Take files as they are now: write their checksums anew."""
 
@@ -69,12 +73,15 @@ def run(options: CheckOptions, console: Console) -> None:
     if (options.adapter or options.recipe) and not options.base:
         raise ExportError("--adapter and --recipe say what was done to a --base; give it too")
     from fewstep.export.checking.findings import write_figures
+    from fewstep.export.checking.reference import check_not_itself
     from fewstep.runtime.export_folder import ExportFolder
 
+    if options.against is not None:
+        check_not_itself(options.folder, options.against)
     if options.rewrite:
         rewrite_sums(options.folder)
     folder = ExportFolder.open(options.folder, verify=True)
-    with console.status("loading") as status:
+    with console.status("loading") as status, _threads(options):
         reference = _reference(options)
         found = look_at(folder, reference, options, lambda what: status.update(what))
     if reference is not None:
@@ -85,7 +92,7 @@ def run(options: CheckOptions, console: Console) -> None:
 
         save_report(options.report, found)
         console.print(f"report: {options.report}", highlight=False)
-    found.require()
+    found.require(can_be_forced=False)
 
 
 def look_at(
@@ -106,10 +113,19 @@ def look_at(
     if reference is not None:
         return examine(folder, reference, prompts, threads=options.threads, progress=progress)
     seen = draw(folder, onnx_loader(folder, options.threads), cases_of(folder, prompts)[0])
-    problems, notes = inspect(folder, seen.feeds, progress)
+    problems, notes = inspect(folder, seen, progress)
     label = f"this {folder.manifest.precision} folder"
     alone = "nothing to compare with was given (--base or --against): parity was not looked at"
     return Findings(label, None, problems=problems, notes=(*notes, alone))
+
+
+def _threads(options: CheckOptions) -> "AbstractContextManager[None]":
+    """Holds torch, where it is the other side, to the threads that were asked for."""
+    if options.base is None:
+        return nullcontext()
+    from fewstep.export.checking.torch_engine import torch_threads
+
+    return torch_threads(options.threads)
 
 
 def _reference(options: CheckOptions) -> "Reference | None":
@@ -120,8 +136,12 @@ def _reference(options: CheckOptions) -> "Reference | None":
     if options.base is None:
         return None
     from fewstep.cli.bases import resolve_base
+    from fewstep.recipe import SIDECAR_NAME
 
-    return pipeline_reference(resolve_base(options.base), options.adapter, options.recipe)
+    recipe = options.recipe
+    if recipe is None and options.adapter is None:
+        recipe = options.folder / SIDECAR_NAME  # the base alone need not say how it is sampled
+    return pipeline_reference(resolve_base(options.base), options.adapter, recipe)
 
 
 def rewrite_sums(root: Path) -> None:
@@ -145,7 +165,7 @@ def show(found: "Findings", console: Console) -> None:
     """Print the figures that have limits, the speeds and the notes."""
     from rich.table import Table
 
-    from fewstep.export.checking.limits import is_within
+    from fewstep.export.checking.limits import is_within, shown
 
     limited = [m for m in found.measured if m.limit is not None]
     if limited:
@@ -154,8 +174,8 @@ def show(found: "Findings", console: Console) -> None:
             table.add_column(heading)
         for m in limited:
             word = "" if is_within(m) else "[red]missed[/red]"
-            figure = f"{m.value:.4g} {m.unit}"
+            figure = f"{shown(m.value)} {m.unit}"
             table.add_row(m.what, m.where, figure, f"{m.limit:g}", word)
         console.print(table)
-    for note in found.notes:
+    for note in (*found.doubts, *found.notes):
         console.print(note, highlight=False, soft_wrap=True)

@@ -1,8 +1,8 @@
 """A picture as the gate draws it: with every network's inputs and every step's clean latents."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -16,6 +16,8 @@ from fewstep.runtime.session import Feeds, Loader
 
 CLIP = 9
 """Pictures of a clip that is compared: three latent frames where four pictures are one."""
+MOST = 4
+"""Prompts that are drawn together: memory grows with each."""
 LONG = "a picture of many small things on a table, described one after the other at great length, "
 
 
@@ -52,15 +54,29 @@ class Drawing:
     steps: tuple[np.ndarray, ...]
     pixels: np.ndarray
 
+    def feeds_of(self, name: str) -> list[Feeds]:
+        """Inputs of a component's calls; the encoder, which no drawing calls, takes its pictures.
+
+        Args:
+            name: Of a component.
+
+        Returns:
+            Empty where there is nothing to give it.
+        """
+        if name != "vae_encoder":
+            return self.feeds.get(name, [])
+        pixels = self.pixels.astype(np.float32).transpose(0, 3, 1, 2)
+        return [{"sample": pixels / np.float32(127.5) - np.float32(1.0)}]
+
 
 def cases_of(folder: ExportFolder, prompts: Sequence[str]) -> tuple[Case, ...]:
-    """One picture alone, two of an odd aspect, one with a prompt that is too long, then the rest.
+    """One picture alone, two of an odd aspect, one with a prompt that is too long, then several.
 
-    Clips are drawn small and short, without the rest: their own size takes a processor hours.
+    Clips are drawn small and short, without the last: their own size takes a processor hours.
 
     Args:
         folder: Whose sizes.
-        prompts: At least one.
+        prompts: At least one; the first `MOST` are drawn together.
     """
     host = _host(folder)
     side, step = host.default_size, host.size_multiple
@@ -75,7 +91,8 @@ def cases_of(folder: ExportFolder, prompts: Sequence[str]) -> tuple[Case, ...]:
         Case("longest prompt", (LONG * 40,), native, seed=2, frames=frames),
     ]
     if len(prompts) > 1 and frames is None:
-        found.append(Case(f"{len(prompts)} prompts", tuple(prompts), native, seed=3))
+        several = tuple(prompts[:MOST])
+        found.append(Case(f"{len(several)} prompts", several, native, seed=3))
     return tuple(found)
 
 
@@ -96,6 +113,32 @@ def draw(folder: ExportFolder, loader: Loader, case: Case) -> Drawing:
     graphs = folder.manifest.graphs
     feeds = {n: recorder.kept[g.file] for n, g in graphs.items() if g.file in recorder.kept}
     return Drawing(feeds, tuple(steps), found.pixels)
+
+
+def drawer(
+    folder: ExportFolder, loader: Loader, case: Case, steps: int | None = None
+) -> Callable[[int], object]:
+    """What draws a case anew, with other texts each time, to be timed.
+
+    Args:
+        folder: Whose recipe and hosts.
+        loader: Runs its graphs.
+        case: What is drawn.
+        steps: Step count; None takes the recipe's.
+    """
+    runtime = FewStepRuntime(folder, loader, host_of(folder.manifest.family))
+
+    def once(index: int) -> object:
+        it = another(case, index)
+        return runtime(it.prompts, seed=it.seed, size=it.size, frames=it.frames, steps=steps)
+
+    return once
+
+
+def another(case: Case, index: int) -> Case:
+    """The same work with another text: a prompt that was seen before is not encoded again."""
+    prompts = tuple(f"{prompt} {index}" for prompt in case.prompts)
+    return replace(case, prompts=prompts, seed=case.seed + index)
 
 
 def _small(size: Size, step: int) -> Size:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fewstep.errors import ExportError
 from fewstep.export.checking.drawing import Case
-from fewstep.export.checking.limits import HIGHER_IS_BETTER, is_within
+from fewstep.export.checking.limits import HIGHER_IS_BETTER, is_within, shown
 from fewstep.export.checking.speed import Times
 from fewstep.runtime.cache_folder import write_whole
 from fewstep.runtime.manifest import FILE, Manifest, Measured
@@ -40,6 +40,7 @@ class Findings:
         reference: What it was held against, for people; None where there was nothing.
         measured: Every figure.
         problems: What forbids publishing beyond the figures that miss their limits.
+        doubts: Why a folder that passes is not called verified: its reference proves nothing.
         notes: What a reader may want to know: operators without kernels, large values, sizes.
         pairs: Pictures of each case.
         times: Speed of each artefact.
@@ -49,6 +50,7 @@ class Findings:
     reference: str | None
     measured: tuple[Measured, ...] = ()
     problems: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     pairs: tuple[Pair, ...] = ()
     times: tuple[Times, ...] = ()
@@ -63,11 +65,12 @@ class Findings:
         """Whether the folder may be published."""
         return not self.missed and not self.problems
 
-    def require(self, *, force: bool = False) -> None:
+    def require(self, *, force: bool = False, can_be_forced: bool = True) -> None:
         """Refuse what may not be published.
 
         Args:
             force: Whether it is published all the same.
+            can_be_forced: Whether the command has such an option.
 
         Raises:
             ExportError: With the figures in the sentence.
@@ -75,14 +78,16 @@ class Findings:
         if self.is_good or force:
             return
         reasons = [*self.problems, *(in_words(m) for m in worst_of_each(self.missed))]
+        way = "publish it all the same with --force; " if can_be_forced else ""
         raise ExportError(
-            f"{self.label} is refused: {'; '.join(reasons)} (publish it all the same with "
-            "--force; on a busy machine figures of time are worth little)"
+            f"{self.label} is refused: {'; '.join(reasons)} ({way}on a busy machine figures of "
+            "time are worth little)"
         )
 
     def entered(self, manifest: Manifest) -> Manifest:
-        """The manifest with these figures, and whether all of them hold."""
-        return dataclasses.replace(manifest, measured=self.measured, verified=self.is_good)
+        """The manifest with these figures, and whether all of them hold and prove something."""
+        is_verified = self.is_good and not self.doubts
+        return dataclasses.replace(manifest, measured=self.measured, verified=is_verified)
 
 
 def worst_of_each(missed: tuple[Measured, ...]) -> list[Measured]:
@@ -97,9 +102,11 @@ def worst_of_each(missed: tuple[Measured, ...]) -> list[Measured]:
 
 def in_words(measured: Measured) -> str:
     """A figure that misses its limit."""
-    value, limit = f"{measured.value:.4g}", f"{measured.limit:.4g}"
+    value, limit = shown(measured.value), f"{measured.limit:.4g}"
     if measured.unit == "ratio of time":
         return f"{measured.what} takes {value} x the time of what it replaces, at most {limit}"
+    if measured.unit == "of 255":
+        return f"{measured.what} ({measured.where}) is {value} of 255 away, wanted at most {limit}"
     wanted = "at least" if measured.unit in HIGHER_IS_BETTER else "at most"
     return (
         f"{measured.what} ({measured.where}) has {measured.unit} {value}, wanted {wanted} {limit}"

@@ -1,29 +1,40 @@
 """The whole check of a folder: kernels, overflow, parity and speed against what it replaces."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from fewstep.export.checking.drawing import Case, Drawing, cases_of, draw
+from fewstep.export.checking.drawing import (
+    MOST,
+    Case,
+    Drawing,
+    another,
+    cases_of,
+    draw,
+    drawer,
+)
 from fewstep.export.checking.findings import Findings, Pair
-from fewstep.export.checking.inspecting import Progress, as_typed, inspect
-from fewstep.export.checking.limits import LIMITS, SLOWER, Limits
+from fewstep.export.checking.fused_graph import FusedBeside
+from fewstep.export.checking.inspecting import FUSED, Progress, as_typed, inspect
+from fewstep.export.checking.limits import LIMITS, SLOWER, Limits, coarseness
 from fewstep.export.checking.parity import (
     compare_component,
     compare_pictures,
     compare_steps,
     in_words,
+    shape_of,
     stills,
 )
-from fewstep.export.checking.reference import Reference, check_same_model, onnx_loader
+from fewstep.export.checking.reference import (
+    Reference,
+    check_same_model,
+    checksums,
+    doubts_of,
+    onnx_loader,
+)
 from fewstep.export.checking.speed import Times, compare_times
 from fewstep.runtime.export_folder import ExportFolder
-from fewstep.runtime.few_step_runtime import FewStepRuntime
-from fewstep.runtime.hosts.registry import host_of
-from fewstep.runtime.manifest import Measured
-from fewstep.runtime.session import Feeds, Loader
+from fewstep.runtime.manifest import Measured, Precision
+from fewstep.runtime.session import Loader
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +56,41 @@ class Examination:
     progress: Progress
 
     @property
-    def limits(self) -> Limits:
-        """Of the folder's precision, or of a float reference that is no better."""
-        mine, other = self.folder.manifest.precision, self.reference.folder
-        if mine == "fp32" and other is not None and other.manifest.precision == "fp16":
-            return LIMITS["fp16"]
-        return LIMITS[mine]
+    def components_there(self) -> tuple[str, ...]:
+        """Every graph but the fused one."""
+        return tuple(name for name in self.folder.manifest.graphs if name != FUSED)
 
     @property
     def changed(self) -> tuple[str, ...]:
         """Components whose graph is not byte for byte the reference's."""
-        graphs = self.folder.manifest.graphs
-        other = self.reference.folder
-        names = [name for name in graphs if name != "fused"]
+        names, other = self.components_there, self.reference.folder
         if other is None:
-            return tuple(names)
-        return tuple(n for n in names if _sums(self.folder, n) != _sums(other, n))
+            return names
+        return tuple(n for n in names if checksums(self.folder, n) != checksums(other, n))
+
+    @property
+    def precision(self) -> Precision:
+        """The coarsest of what changed: it says how near the pictures can be."""
+        names = self.changed or self.components_there
+        return max((self.precision_of(name) for name in names), key=coarseness)
+
+    @property
+    def own_precision(self) -> Precision:
+        """The coarsest that the folder has, whether it changed or not."""
+        graphs = self.folder.manifest.graphs
+        return max((graphs[name].precision for name in self.components_there), key=coarseness)
+
+    @property
+    def limits(self) -> Limits:
+        """Of pictures and latents."""
+        return LIMITS[self.precision]
+
+    def precision_of(self, name: str) -> Precision:
+        """A component's own, or that of a float reference that is no better."""
+        mine = self.folder.manifest.graphs[name].precision
+        other = self._origin.manifest.graphs.get(name)
+        is_finer = mine == "fp32" and other is not None and other.precision == "fp16"
+        return "fp16" if is_finer else mine
 
     def drawings(self) -> list[tuple[Drawing, Drawing]]:
         """Reference and folder, for each case."""
@@ -78,7 +108,6 @@ class Examination:
     def components(self, drawings: list[tuple[Drawing, Drawing]]) -> list[Measured]:
         """Every changed component on the reference's own inputs."""
         found: list[Measured] = []
-        limit = self.limits.component
         for name in self.changed:
             if name not in self._origin.manifest.graphs:
                 continue
@@ -87,18 +116,13 @@ class Examination:
                 self.reference.loader.load(self._origin.manifest.graphs[name]),
                 self.loader.load(self.folder.manifest.graphs[name]),
             )
+            limit = LIMITS[self.precision_of(name)].component
             for case, (wanted, _) in zip(self.cases, drawings, strict=True):
-                feeds = self._feeds(name, wanted)
+                feeds = wanted.feeds_of(name)
                 if feeds:
                     where = f"{case.name}, {shape_of(feeds[0])}"
                     found += compare_component(name, where, sessions, feeds, limit)
         return found
-
-    def _feeds(self, name: str, drawing: Drawing) -> list[Feeds]:
-        if name != "vae_encoder":
-            return drawing.feeds.get(name, [])
-        pixels = drawing.pixels.astype(np.float32).transpose(0, 3, 1, 2)
-        return [{"sample": pixels / np.float32(127.5) - np.float32(1.0)}]
 
     def pictures(self, drawings: list[tuple[Drawing, Drawing]]) -> list[Pair]:
         """Every case as the reference draws it and as the folder does."""
@@ -116,7 +140,7 @@ class Examination:
         """Changed components, then a whole picture; the first case, one picture alone."""
         found = []
         for name in self.changed:
-            feeds = self._feeds(name, wanted)
+            feeds = wanted.feeds_of(name)
             if name not in self._origin.manifest.graphs or not feeds:
                 continue
             self.progress(f"timing {name}")
@@ -139,12 +163,12 @@ class Examination:
         case = self.cases[0]
         where = f"{in_words(case)}, {self.folder.recipe.default_steps} steps"
         own = self.reference.pictures
-        mine = _drawer(self.folder, self.loader, case)
+        mine = drawer(self.folder, self.loader, case)
         if own is None:
             return compare_times(
-                "picture", where, _drawer(self._origin, self.reference.loader, case), mine
+                "picture", where, drawer(self._origin, self.reference.loader, case), mine
             )
-        return compare_times("picture", where, lambda i: own(_another(case, i)), mine)
+        return compare_times("picture", where, lambda i: own(another(case, i)), mine)
 
 
 def examine(
@@ -174,25 +198,46 @@ def examine(
     look = Examination(folder, onnx_loader(folder, threads), reference, cases, progress)
     drawings = look.drawings()
     pairs = look.pictures(drawings)
+    mine = [drawing for _, drawing in drawings]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # prompts are cut for every engine alike
         times = look.times(drawings[0][0])
+        pixels, fused_times = _fused(look, mine, threads)
+    times += fused_times
     measured = [
         *look.components(drawings),
         *(m for c, (a, b) in zip(cases, drawings, strict=True) for m in _steps(c, a, b, look)),
         *(m for pair in pairs for m in pair.measured),
+        *pixels,
         *(m for one in times for m in one.measured(_time_limit(one, look))),
     ]
-    problems, notes = inspect(folder, drawings[0][1].feeds, progress)
+    problems, notes = inspect(folder, mine[0], progress)
+    if len(prompts) > MOST:
+        notes = (*notes, f"of {len(prompts)} prompts the first {MOST} were drawn")
     return Findings(
-        label=f"this {folder.manifest.precision} folder",
+        label=f"this {look.own_precision} folder",
         reference=reference.label,
         measured=tuple(measured),
         problems=problems,
+        doubts=doubts_of(folder, reference),
         notes=notes,
         pairs=tuple(pairs),
         times=tuple(times),
     )
+
+
+def _fused(
+    look: Examination, drawings: list[Drawing], threads: int
+) -> tuple[list[Measured], list[Times]]:
+    """The fused graph's figures, where there is one."""
+    if FUSED not in look.folder.manifest.graphs:
+        return [], []
+    look.progress("comparing fused")
+    whole = onnx_loader(look.folder, threads)  # its own: the graph's memory is given back
+    beside = FusedBeside.load(look.folder, look.loader, whole)
+    pixels = beside.pixels(look.cases, drawings)
+    look.progress("timing fused")
+    return pixels, [beside.times(look.cases[0])]
 
 
 def _steps(case: Case, wanted: Drawing, found: Drawing, look: Examination) -> tuple[Measured, ...]:
@@ -200,37 +245,6 @@ def _steps(case: Case, wanted: Drawing, found: Drawing, look: Examination) -> tu
 
 
 def _time_limit(times: Times, look: Examination) -> float | None:
-    """A folder replaces a pipeline as a whole; a graph replaces a graph."""
+    """A folder replaces a pipeline as a whole; a graph replaces a graph, or its components."""
     is_graph = look.reference.folder is not None
-    return SLOWER if times.what == "picture" or is_graph else None
-
-
-def shape_of(feeds: Feeds) -> str:
-    """The first input's shape, for people."""
-    name, value = next(iter(feeds.items()))
-    return f"{name} {'x'.join(str(n) for n in value.shape) or 'scalar'}"
-
-
-def _drawer(folder: ExportFolder, loader: Loader, case: Case) -> Callable[[int], object]:
-    runtime = FewStepRuntime(folder, loader, host_of(folder.manifest.family))
-
-    def once(index: int) -> object:
-        other = _another(case, index)
-        return runtime(other.prompts, seed=other.seed, size=other.size, frames=other.frames)
-
-    return once
-
-
-def _another(case: Case, index: int) -> Case:
-    """The same work with another text: a prompt that was seen before is not encoded again."""
-    prompts = tuple(f"{prompt} {index}" for prompt in case.prompts)
-    return replace(case, prompts=prompts, seed=case.seed + index)
-
-
-def _sums(folder: ExportFolder, name: str) -> list[str]:
-    graph = folder.manifest.graphs.get(name)
-    if graph is None:
-        return []
-    files = folder.manifest.files
-    names = (graph.file, f"{graph.file}_data")
-    return [files[file].sha256 for file in names if file in files]
+    return SLOWER if times.what in ("picture", FUSED) or is_graph else None

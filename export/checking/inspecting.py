@@ -1,9 +1,10 @@
 """What is seen of a folder's graphs without anything to hold them against."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
+from fewstep.export.checking.drawing import Drawing
 from fewstep.export.checking.kernels import uncovered
 from fewstep.export.checking.overflow import HALF_MAX, scan
 from fewstep.runtime.export_folder import ExportFolder
@@ -11,16 +12,20 @@ from fewstep.runtime.manifest import Graph
 from fewstep.runtime.session import Feeds
 
 Progress = Callable[[str], None]
+FUSED = "fused"
 
 
 def inspect(
-    folder: ExportFolder, feeds: Mapping[str, list[Feeds]], progress: Progress
+    folder: ExportFolder, drawing: Drawing, progress: Progress
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Problems and notes that need no reference.
 
+    Every value inside every component is looked at, in the first and the last of its calls. The
+    fused graph is made of the same nodes: its pixels are held against theirs elsewhere.
+
     Args:
         folder: Whose graphs.
-        feeds: Inputs of each component, as they were given in a drawing.
+        drawing: By this folder: says what the components are given.
         progress: Told what is being done.
     """
     problems: list[str] = []
@@ -30,14 +35,20 @@ def inspect(
         missing = uncovered(file)
         if missing:
             notes.append(f"{name}: ONNX Runtime has no CPU kernel of its own for {missing}")
-        if name in feeds:
-            progress(f"scanning {name}")
-            seen = scan(file, as_typed(feeds[name][-1], graph))
-            notes.append(_seen(name, seen.values, seen.largest, seen.largest_at))
-            if seen.bad_outputs:
-                problems.append(f"{name} gives numbers that are none in {seen.bad_outputs}")
-            elif seen.bad:
-                notes.append(f"{name}: NaN or infinity inside, none in its outputs: {seen.bad[:4]}")
+        if name == FUSED:
+            continue
+        calls = drawing.feeds_of(name)
+        if not calls:
+            notes.append(f"{name}: no drawing calls it, nothing inside it was looked at")
+            continue
+        progress(f"scanning {name}")
+        chosen = calls if len(calls) == 1 else [calls[0], calls[-1]]
+        seen = scan(file, [as_typed(one, graph) for one in chosen])
+        notes.append(_seen(name, seen.values, seen.largest, seen.largest_at))
+        if seen.bad_outputs:
+            problems.append(f"{name} gives numbers that are none in {seen.bad_outputs}")
+        elif seen.bad:
+            notes.append(f"{name}: NaN or infinity inside, none in its outputs: {seen.bad[:4]}")
     return tuple(problems), tuple(notes)
 
 

@@ -1,5 +1,6 @@
 """What an artefact may differ by, and how slow it may be."""
 
+import math
 from dataclasses import dataclass
 
 from fewstep.runtime.manifest import Measured, Precision
@@ -7,6 +8,8 @@ from fewstep.runtime.manifest import Measured, Precision
 HIGHER_IS_BETTER = ("dB", "SSIM")
 EQUAL_DB = 100.0
 """Stands for equal pictures, whose PSNR is infinite: JSON has no infinity."""
+NO_NUMBER = 1e30
+"""Stands for a difference that is NaN or infinite, for the same reason; it misses every limit."""
 SLOWER = 1.05
 """Ratio of times that counts as slower; interleaved medians of equal graphs stay below it."""
 
@@ -33,6 +36,13 @@ FLOAT16 = Limits(component=2e-2, latents=2e-2, psnr_db=45.0, ssim=0.98)
 EIGHT_BITS = Limits(component=None, latents=None, psnr_db=30.0, ssim=0.90)
 FOUR_BITS = Limits(component=None, latents=None, psnr_db=24.0, ssim=0.80)
 
+FINEST_FIRST: tuple[tuple[Precision, ...], ...] = (
+    ("fp32",),
+    ("fp16",),
+    ("bf16", "int8-dynamic", "int8-static", "fp8"),
+    ("int4", "nvfp4"),
+)
+"""Those in one group are equally fine."""
 LIMITS: dict[Precision, Limits] = {
     "fp32": FLOAT32,
     "fp16": FLOAT16,
@@ -43,6 +53,21 @@ LIMITS: dict[Precision, Limits] = {
     "int4": FOUR_BITS,
     "nvfp4": FOUR_BITS,
 }
+
+
+def coarseness(precision: Precision) -> int:
+    """0 for the finest."""
+    return next(i for i, group in enumerate(FINEST_FIRST) if precision in group)
+
+
+def finite(value: float) -> float:
+    """A difference as JSON can hold it."""
+    return min(value, NO_NUMBER) if math.isfinite(value) else NO_NUMBER
+
+
+def shown(value: float) -> str:
+    """A figure for people."""
+    return "no number" if value >= NO_NUMBER else f"{value:.4g}"
 
 
 def is_within(measured: Measured) -> bool:

@@ -1,5 +1,6 @@
-"""Where a graph makes numbers that are none, and how near it comes to the end of half precision."""
+"""Where a graph makes NaN or infinity, and how near it comes to the end of half precision."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ FOLDER = "session.model_external_initializers_file_folder_path"
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What was found in one call.
+    """What was found.
 
     Attributes:
         values: How many floating point values were looked at.
@@ -37,12 +38,12 @@ class Scan:
     bad_outputs: tuple[str, ...]
 
 
-def scan(file: Path, feeds: Feeds) -> Scan:
+def scan(file: Path, calls: Sequence[Feeds]) -> Scan:
     """Run a graph, every value of it an output, nothing fused.
 
     Args:
         file: The graph, weights beside it.
-        feeds: One call's inputs.
+        calls: Inputs of each call.
 
     Raises:
         ExportFolderError: The graph cannot be loaded.
@@ -51,26 +52,27 @@ def scan(file: Path, feeds: Feeds) -> Scan:
     outputs = [output.name for output in model.graph.output]
     inner = [name for node in model.graph.node for name in node.output if name]
     names = [*outputs, *(name for name in dict.fromkeys(inner) if name not in set(outputs))]
-    largest, largest_at, count = 0.0, "", 0
-    bad: list[str] = []
+    largest, largest_at = 0.0, ""
+    seen: dict[str, None] = {}  # a set in order
+    bad: dict[str, None] = {}
     for start in range(0, len(names), AT_ONCE):
-        for name, value in _values(model, file.parent, names[start : start + AT_ONCE], feeds):
+        for name, value in _values(model, file.parent, names[start : start + AT_ONCE], calls):
             if not np.issubdtype(value.dtype, np.floating) or not value.size:
                 continue
-            count += 1
+            seen[name] = None
             finite = np.isfinite(value)
             if not finite.all():
-                bad.append(name)
+                bad[name] = None
             top = float(np.abs(np.where(finite, value, 0)).max())
             if top > largest:
                 largest, largest_at = top, name
     leaving = tuple(name for name in bad if name in set(outputs))
-    return Scan(count, largest, largest_at, tuple(bad), leaving)
+    return Scan(len(seen), largest, largest_at, tuple(bad), leaving)
 
 
 def _values(
-    model: onnx.ModelProto, folder: Path, names: list[str], feeds: Feeds
-) -> list[tuple[str, np.ndarray]]:
+    model: onnx.ModelProto, folder: Path, names: list[str], calls: Sequence[Feeds]
+) -> Iterator[tuple[str, np.ndarray]]:
     wider = onnx.ModelProto()
     wider.CopyFrom(model)
     known = {output.name for output in model.graph.output}
@@ -86,8 +88,9 @@ def _values(
         session = ort.InferenceSession(
             wider.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        found: Any = session.run(names, dict(feeds))
-        return list(zip(names, found, strict=True))
+        for feeds in calls:
+            found: Any = session.run(names, dict(feeds))
+            yield from zip(names, found, strict=True)
     except Exception as error:  # ONNX Runtime's exceptions share no class of their own
         first = str(error).strip().splitlines()[0][:300]
         raise ExportFolderError(f"{folder} cannot be scanned ({first}); export again") from error

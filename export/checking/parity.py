@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fewstep.export.checking.drawing import Case, Drawing
-from fewstep.export.checking.limits import EQUAL_DB, Limits
+from fewstep.export.checking.limits import EQUAL_DB, NO_NUMBER, Limits, finite
 from fewstep.metrics.parity import worst_parity
 from fewstep.runtime.manifest import Measured
 from fewstep.runtime.session import Feeds, Session
@@ -35,9 +35,8 @@ def compare_component(
     for given in feeds:
         wanted, found = (session.run(_cast(given, session)) for session in sessions)
         for output in wanted:
-            error = difference(wanted[output], found[output])
-            largest = max(largest, error)
-            relative = max(relative, error / scale_of(wanted[output]))
+            largest = max(largest, difference(wanted[output], found[output]))
+            relative = max(relative, relative_difference(wanted[output], found[output]))
     return (
         Measured(what=name, where=where, value=largest, unit="max error"),
         Measured(what=name, where=where, value=relative, unit="relative error", limit=limit),
@@ -89,22 +88,29 @@ def in_words(case: Case) -> str:
     return f"{case.size[0]}x{case.size[1]}{frames}"
 
 
+def shape_of(feeds: Feeds) -> str:
+    """The first input's shape, for people."""
+    name, value = next(iter(feeds.items()))
+    return f"{name} {'x'.join(str(n) for n in value.shape) or 'scalar'}"
+
+
 def difference(wanted: np.ndarray, found: np.ndarray) -> float:
-    """The largest absolute difference; infinite where either is no number."""
-    gap = float(np.abs(wanted.astype(np.float64) - found.astype(np.float64)).max())
-    return gap if math.isfinite(gap) else math.inf
+    """The largest absolute difference; `NO_NUMBER` where either is NaN or infinite."""
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        return finite(float(np.abs(wanted.astype(np.float64) - found.astype(np.float64)).max()))
 
 
-def scale_of(wanted: np.ndarray) -> float:
-    """The largest absolute value, never 0."""
-    return max(float(np.abs(wanted).max()), 1e-6)
+def relative_difference(wanted: np.ndarray, found: np.ndarray) -> float:
+    """The largest absolute difference, relative to the largest absolute value that is wanted."""
+    gap = difference(wanted, found)
+    return gap if gap >= NO_NUMBER else finite(gap / max(float(np.abs(wanted).max()), 1e-6))
 
 
 def relative_rms(wanted: np.ndarray, found: np.ndarray) -> float:
-    """Root mean square of the difference, relative to that of what is wanted."""
-    gap = np.linalg.norm((wanted.astype(np.float64) - found).ravel())
-    value = float(gap / max(np.linalg.norm(wanted.ravel()), 1e-12))
-    return value if math.isfinite(value) else math.inf
+    """Root mean square of the difference, relative to that of what is wanted; or `NO_NUMBER`."""
+    with np.errstate(invalid="ignore"):
+        gap = np.linalg.norm((wanted.astype(np.float64) - found).ravel())
+        return finite(float(gap / max(np.linalg.norm(wanted.ravel()), 1e-12)))
 
 
 def _cast(feeds: Feeds, session: Session) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fewstep.errors import ExportError
 from fewstep.export.checking.drawing import Case
+from fewstep.export.checking.limits import coarseness
 from fewstep.export.checking.recording import KeepingLoader
 from fewstep.runtime.export_folder import ExportFolder
 from fewstep.runtime.onnx_session import OnnxLoader
@@ -49,9 +50,9 @@ def folder_reference(root: Path, *, threads: int = 0) -> Reference:
     """Another export folder.
 
     Raises:
-        ExportFolderError: It is damaged or of another release.
+        ExportFolderError: It is damaged, a checksum differs, or it is of another release.
     """
-    folder = ExportFolder.open(root)
+    folder = ExportFolder.open(root, verify=True)  # what is damaged is no measure of anything
     label = f"{root.name} ({folder.manifest.precision})"
     return Reference(label, onnx_loader(folder, threads), folder=folder)
 
@@ -117,6 +118,48 @@ def _drawn(pipe: Any, case: Case) -> np.ndarray:
     return np.stack([[np.asarray(image) for image in clip] for clip in found.frames])
 
 
+def check_not_itself(candidate: Path, reference: Path) -> None:
+    """Refuse to hold a folder against itself.
+
+    Raises:
+        ExportError: They are one folder.
+    """
+    if candidate.exists() and reference.exists() and candidate.samefile(reference):
+        raise ExportError(
+            f"{reference} was given as its own reference, which it always equals; name the folder "
+            "it was made from with --against, or its pipeline with --base"
+        )
+
+
+def doubts_of(candidate: ExportFolder, reference: Reference) -> tuple[str, ...]:
+    """Why a folder that equals its reference is not verified by that.
+
+    Args:
+        candidate: The folder that is checked.
+        reference: A pipeline is above all doubt, a folder is not.
+    """
+    if reference.folder is None:
+        return ()
+    theirs, found = reference.folder.manifest, []
+    if not theirs.verified:
+        found.append(
+            f"not called verified: its reference {reference.label} is not verified itself; check "
+            "that first, or use --base"
+        )
+    for name, graph in candidate.manifest.graphs.items():
+        other = theirs.graphs.get(name)
+        if name == "fused":
+            continue  # it is held against the candidate's own components
+        if other is None:
+            found.append(f"not called verified: the reference has no {name}")
+        elif coarseness(other.precision) > coarseness(graph.precision):
+            found.append(
+                f"not called verified: the reference's {name} is in {other.precision}, coarser "
+                f"than {graph.precision}; name a finer folder, or use --base"
+            )
+    return tuple(found)
+
+
 def check_same_model(candidate: ExportFolder, reference: ExportFolder) -> None:
     """Refuse to compare folders of different models.
 
@@ -133,3 +176,13 @@ def check_same_model(candidate: ExportFolder, reference: ExportFolder) -> None:
             f"{candidate.root} and {reference.root} are sampled by different recipes; compare "
             "folders of one model"
         )
+
+
+def checksums(folder: ExportFolder, name: str) -> list[str]:
+    """Of a graph's files, as the manifest has them; empty where there is no such graph."""
+    graph = folder.manifest.graphs.get(name)
+    if graph is None:
+        return []
+    files = folder.manifest.files
+    names = (graph.file, f"{graph.file}_data")
+    return [files[file].sha256 for file in names if file in files]

@@ -69,12 +69,13 @@ def _title(findings: Findings) -> str:
 
 
 def _verdict(findings: Findings) -> str:
-    """What came of it, with every reason against it."""
+    """What came of it, with every reason against it and every doubt."""
     limited = [m for m in findings.measured if m.limit is not None]
     kept = len(limited) - len(findings.missed)
     against = f"Held against {findings.reference or 'nothing'}"
     counted = f"; {kept} of {len(limited)} figures with a limit keep it." if limited else "."
-    reasons = (*findings.problems, *(in_words(m) for m in worst_of_each(findings.missed)))
+    missed = (in_words(m) for m in worst_of_each(findings.missed))
+    reasons = (*findings.problems, *missed, *findings.doubts)
     kind = "good" if findings.is_good else "bad"
     return (
         f"<header class={kind}><h1>{_text(_title(findings))}</h1><p>{_text(against)}{counted}</p>"

@@ -3,27 +3,34 @@
 import html
 from collections.abc import Sequence
 
-from fewstep.export.checking.limits import EQUAL_DB, HIGHER_IS_BETTER, is_within
+from fewstep.export.checking.limits import EQUAL_DB, HIGHER_IS_BETTER, NO_NUMBER, is_within
 from fewstep.export.checking.speed import Times
 from fewstep.runtime.manifest import Measured
 
 TIMED = ("ms", "ratio of time")
-HEADINGS = {"dB": "PSNR, dB", "max error": "largest error", "max error of 255": "error of 255"}
+HEADINGS = {
+    "dB": "PSNR, dB",
+    "max error": "largest error",
+    "max error of 255": "error of 255",
+    "of 255": "error of 255",
+}
 """Unit -> what stands above its column, where that says more."""
 PICTURES = "The worst picture of each case."
 LATENTS = "Each side on its own path; where there is a limit, the last step has to keep it."
 COMPONENTS = "Each graph on the reference's own inputs; relative to the largest value."
+FUSED = "The one graph for the whole pipeline, held against this folder's components: a pixel."
 
 
 def figure_tables(measured: Sequence[Measured]) -> list[tuple[str, str]]:
     """Headings and tables of everything but times; a table without rows is left out."""
     plain = [m for m in measured if m.unit not in TIMED]
-    of = {kind: [m for m in plain if m.what == kind] for kind in ("image", "latents")}
+    of = {kind: [m for m in plain if m.what == kind] for kind in ("image", "latents", "fused")}
     others = [m for m in plain if m.what not in of]
     found = [
         ("Pictures in figures", of["image"], PICTURES),
         ("Latents after each step", of["latents"], LATENTS),
         ("Components on the same inputs", others, COMPONENTS),
+        ("The fused graph", of["fused"], FUSED),
     ]
     return [(heading, _table(rows, caption)) for heading, rows, caption in found if rows]
 
@@ -109,5 +116,7 @@ def figure(measured: Measured) -> str:
     """A figure for people."""
     if measured.unit == "dB" and measured.value >= EQUAL_DB:
         return "equal"
+    if measured.value >= NO_NUMBER:
+        return "no number"
     digits = 4 if measured.unit in HIGHER_IS_BETTER else 3
     return f"{measured.value:.{digits}g}"

@@ -1,6 +1,7 @@
 """The torch modules that graphs were made from, as an engine of the runtime."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,3 +78,15 @@ class TorchLoader:
                 return TorchSession(part, graph, prepare=self.prepare.get(wanted))
         known = ", ".join(part.name for part in self.parts)
         raise ExportError(f"the base has no {wanted}, only {known}; was the folder made from it?")
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """As many threads of torch as the other side has, for a while; 0 leaves torch its choice."""
+    before = torch.get_num_threads()
+    try:
+        if count:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,6 +7,12 @@ from typing import Any, ClassVar
 from fewstep.errors import ExportError
 from fewstep.export.part import Part
 
+MASKED = (
+    "rewrites prompts and masks their padding before its text encoder, which no fused graph of "
+    "token ids does"
+)
+"""Of families whose text encoder is given a mask."""
+
 
 class ExportFamily(ABC):
     """One family.
@@ -15,14 +21,19 @@ class ExportFamily(ABC):
         name: As in recipes and manifests.
         pipelines: Classes of stock pipelines that are exported so.
         denoiser: Name of the part that is called once per step.
-        can_be_fused: Whether one graph can hold all of it; not where a decoder is called once per
-            piece of a clip.
+        not_fused: Why no single graph can hold all of it, after the family's name; empty where one
+            can.
     """
 
     name: ClassVar[str]
     pipelines: ClassVar[tuple[str, ...]]
     denoiser: ClassVar[str] = "transformer"
-    can_be_fused: ClassVar[bool] = True
+    not_fused: ClassVar[str] = ""
+
+    @property
+    def can_be_fused(self) -> bool:
+        """Whether one graph can hold all of it."""
+        return not self.not_fused
 
     @abstractmethod
     def parts(self, pipe: Any) -> tuple[Part, ...]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fewstep.export.families.autoencoders import autoencoder_parts, spatial_factor
 from fewstep.export.families.cross_attention import CrossAttention
 from fewstep.export.families.family import (
+    MASKED,
     ExportFamily,
     autoencoder_settings,
     part_of,
@@ -145,6 +146,7 @@ class PixArt(ExportFamily):
 
     name: ClassVar[str] = "pixart"
     pipelines: ClassVar[tuple[str, ...]] = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+    not_fused: ClassVar[str] = MASKED
 
     def parts(self, pipe: Any) -> tuple[Part, ...]:
         return (

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from fewstep.errors import ExportError
-from fewstep.export.families.family import ExportFamily, part_of, stock_default
+from fewstep.export.families.family import MASKED, ExportFamily, part_of, stock_default
 from fewstep.export.families.frame_autoencoders import frame_autoencoder_parts
 from fewstep.export.families.joint_attention import JointAttention
 from fewstep.export.families.language_models import language_model_part
@@ -102,6 +102,7 @@ class QwenImage(ExportFamily):
 
     name: ClassVar[str] = "qwen-image"
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
+    not_fused: ClassVar[str] = MASKED
 
     def parts(self, pipe: Any) -> tuple[Part, ...]:
         encoder = part_of(pipe, "text_encoder")

@@ -8,6 +8,7 @@ from fewstep.errors import ExportError
 from fewstep.export.families.autoencoders import autoencoder_parts, spatial_factor
 from fewstep.export.families.cross_attention import CrossAttention
 from fewstep.export.families.family import (
+    MASKED,
     ExportFamily,
     autoencoder_settings,
     part_of,
@@ -69,6 +70,7 @@ class Sana(ExportFamily):
 
     name: ClassVar[str] = "sana"
     pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
+    not_fused: ClassVar[str] = MASKED
 
     def parts(self, pipe: Any) -> tuple[Part, ...]:
         encoder = part_of(pipe, "text_encoder")

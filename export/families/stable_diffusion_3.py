@@ -78,10 +78,19 @@ class StableDiffusion3(ExportFamily):
         return (*encoders, denoiser, *autoencoder_parts(pipe.vae))
 
     def settings(self, pipe: Any) -> dict[str, float]:
+        config, factor = pipe.transformer.config, spatial_factor(pipe.vae)
         return {
-            **autoencoder_settings(pipe.vae, spatial_factor(pipe.vae)),
-            "sample_size": square(pipe.transformer.config.sample_size),
-            "patch_size": pipe.transformer.config.patch_size,
-            "joint_attention_dim": pipe.transformer.config.joint_attention_dim,
+            **autoencoder_settings(pipe.vae, factor),
+            "sample_size": square(config.sample_size),
+            "patch_size": config.patch_size,
+            **_largest_side(config, factor),
+            "joint_attention_dim": config.joint_attention_dim,
             "tokenizer_max_length": pipe.tokenizer_max_length,
         }
+
+
+def _largest_side(config: Any, factor: int) -> dict[str, float]:
+    """In pixels: every size is cut from the middle of one table of places, where there is one."""
+    if config.pos_embed_max_size is None:
+        return {}
+    return {"largest_side": config.pos_embed_max_size * config.patch_size * factor}

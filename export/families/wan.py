@@ -131,7 +131,7 @@ class Wan(ExportFamily):
 
     name: ClassVar[str] = "wan"
     pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline",)
-    can_be_fused: ClassVar[bool] = False
+    not_fused: ClassVar[str] = "decodes clips in pieces, which no fused graph holds"
 
     def parts(self, pipe: Any) -> tuple[Part, ...]:
         if pipe.config.expand_timesteps:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fewstep.errors import ExportError
 from fewstep.export.families.autoencoders import autoencoder_parts, spatial_factor
 from fewstep.export.families.family import (
+    MASKED,
     ExportFamily,
     autoencoder_settings,
     part_of,
@@ -191,6 +192,7 @@ class ZImage(ExportFamily):
 
     name: ClassVar[str] = "z-image"
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
+    not_fused: ClassVar[str] = MASKED
 
     def parts(self, pipe: Any) -> tuple[Part, ...]:
         encoder = part_of(pipe, "text_encoder")

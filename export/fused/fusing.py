@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from fewstep import __version__
 from fewstep.errors import ExportError
+from fewstep.export.families.registry import family_of
 from fewstep.export.fused.folding import drop_notes, fold_constants, keep_one_row
 from fewstep.export.fused.graph_array import GraphArray
 from fewstep.export.fused.recorded import RecordedNoise, RecordedSession, RecordedTokenizer
@@ -50,14 +51,7 @@ def add_fused(
         ExportError: The recipe guides, or the family's host does what no graph can hold.
         RecipeError: The model was not made for this step count.
     """
-    if manifest.makes_clips:
-        raise ExportError(
-            "clips are decoded in pieces, which no fused graph holds; leave out --fused"
-        )
-    if is_guided(recipe):
-        raise ExportError(
-            "this recipe guides, and a fused graph is for models without; leave out --fused"
-        )
+    check_can_be_fused(manifest.pipeline, recipe, num_steps)
     recorder = Recorder()
     opset = max(graph.opset for graph in manifest.graphs.values())
     pixels = _record(recorder, folder, manifest, recipe, num_steps)
@@ -85,6 +79,28 @@ def add_fused(
         graphs={**manifest.graphs, NAME: entry},
         settings={**manifest.settings, "fused_steps": float(steps)},
     )
+
+
+def check_can_be_fused(pipeline: str, recipe: FewStepRecipe, num_steps: int | None) -> None:
+    """Refuse what no fused graph is made of, before the long work begins.
+
+    Args:
+        pipeline: Class of the stock pipeline.
+        recipe: To be unrolled.
+        num_steps: Step count; None takes the recipe's.
+
+    Raises:
+        ExportError: The recipe guides, or the family's host does what no graph can hold.
+        RecipeError: The model was not made for this step count.
+    """
+    family = family_of(pipeline)
+    if not family.can_be_fused:
+        raise ExportError(f"{family.name} {family.not_fused}; leave out --fused")
+    if is_guided(recipe):
+        raise ExportError(
+            "this recipe guides, and a fused graph is for models without; leave out --fused"
+        )
+    recipe.grid(num_steps)
 
 
 def rounds(manifest: Manifest) -> bool:

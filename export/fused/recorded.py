@@ -47,8 +47,8 @@ class RecordedSession:
         given: dict[str, Any] = {
             name: as_graph(self._recorder, value) for name, value in feeds.items()
         }
-        values = self._copied(given, set(outputs or [t.name for t in self.graph.outputs]))
         sizes = _sizes(self.graph, given)
+        values = self._copied(given, set(outputs or [t.name for t in self.graph.outputs]), sizes)
         found: dict[str, Any] = {}
         for tensor in self.graph.outputs:
             if tensor.name in values:
@@ -58,7 +58,9 @@ class RecordedSession:
                 )
         return found
 
-    def _copied(self, given: dict[str, GraphArray], wanted: set[str]) -> dict[str, ir.Value]:
+    def _copied(
+        self, given: dict[str, GraphArray], wanted: set[str], sizes: Mapping[str, int]
+    ) -> dict[str, ir.Value]:
         """What weights alone decide is copied in the first call, and is the same in the others."""
         graph, fixed = self._model.graph, self._fixed
         for name, value in graph.initializers.items():
@@ -68,12 +70,14 @@ class RecordedSession:
             if all(output in fixed for output in node.outputs):
                 continue
             is_fixed = all(value is None or value in fixed for value in node.inputs)
-            copies = self._copy(node, ChainMap(fixed, known))
+            copies = self._copy(node, ChainMap(fixed, known), sizes)
             (fixed if is_fixed else known).update(zip(node.outputs, copies, strict=True))
         every = ChainMap(fixed, known)
         return {str(v.name): every[v] for v in graph.outputs if v.name in wanted}
 
-    def _copy(self, node: ir.Node, known: Mapping[ir.Value, ir.Value]) -> Sequence[ir.Value]:
+    def _copy(
+        self, node: ir.Node, known: Mapping[ir.Value, ir.Value], sizes: Mapping[str, int]
+    ) -> Sequence[ir.Value]:
         copies = self._recorder.node(
             node.op_type,
             [None if value is None else known[value] for value in node.inputs],
@@ -82,8 +86,22 @@ class RecordedSession:
             num_outputs=len(node.outputs),
         )
         for old, new in zip(node.outputs, copies, strict=True):
-            new.type, new.shape = old.type, old.shape  # ranks are read when folding
+            new.type = old.type
+            if old.shape is not None:  # ranks are read when folding
+                new.shape = ir.Shape([self._dim(dim, sizes) for dim in old.shape])
         return copies
+
+    def _dim(self, dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | str | None:
+        """A name that means one size in the whole graph: ONNX Runtime shares memory by names.
+
+        Two text encoders both have a "sequence_length", of 77 tokens the one, of 256 the other.
+        """
+        if isinstance(dim, int) or dim.value is None:
+            return dim if isinstance(dim, int) else None
+        size = sizes.get(dim.value)
+        if size is None:  # a sum or product of others
+            return f"{self._name}.{dim.value}"
+        return self._recorder.batch if size == FREE else f"{dim.value}_{size}"
 
     def _weight(self, name: str, tensor: Any) -> ir.Value:
         if name not in self._weights:

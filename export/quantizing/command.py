@@ -29,8 +29,10 @@ network takes on this machine. One that differs too much, or is slower, is refus
 publishes it all the same, and its manifest says so.
 
 --skip takes regular expressions over parameter names (first and last layers always stay float),
-auto:K (the K most sensitive layers, measured one at a time), budget:E (skip the most sensitive
-until the rest costs less than E, relative), or none (not even first and last layers are skipped).
+auto:K (the K most sensitive layers), budget:E (skip the most sensitive until the rest costs less
+than E, relative), or none (not even first and last layers are skipped). To find the most sensitive,
+up to 48 layers are measured one by one; of more, groups are measured and the worst are divided
+until their layers are known, with at most 144 measurements where K layers can be known by then.
 
 nvfp4 is for TensorRT 10.14 or newer on Blackwell GPUs (sm_100, sm_120) and runs nowhere else. Its
 pictures are checked with the same numbers in float; no engine was built from it, no time is
@@ -77,7 +79,7 @@ class QuantizeOptions:
     recipe: Path | None = None
     """Recipe file it was made with, if not the adapter's."""
     report: Path | None = None
-    """HTML file to write, pictures side by side."""
+    """HTML file to write, pictures side by side; not inside --out."""
     threads: int = 0
     """Of one network call; 0 takes ONNX Runtime's choice."""
     overwrite: bool = False
@@ -96,7 +98,10 @@ def run(options: QuantizeOptions, console: Console) -> None:
     Raises:
         FewstepError: The request cannot be served, or the result is refused.
     """
+    from fewstep.export.writing import check_report, whole_folder
+
     _check(options)
+    check_report(options.report, options.out)
     if options.fused:
         from fewstep.export.quantizing.fused_form import check_fusable
 
@@ -107,10 +112,13 @@ def run(options: QuantizeOptions, console: Console) -> None:
     from fewstep.export.checking.reference import folder_reference
     from fewstep.export.quantizing.nvfp4_twin import examine_twin, unverified
     from fewstep.export.quantizing.quantized_folder import FUSED, open_float_folder
-    from fewstep.export.writing import whole_folder
     from fewstep.runtime.export_folder import ExportFolder
 
     source = open_float_folder(options.folder)
+    if options.fused:
+        from fewstep.export.fused.fusing import check_can_be_fused
+
+        check_can_be_fused(source.manifest.pipeline, source.recipe, None)
     prompts = read_prompts(options.prompts)
     with (
         console.status("quantizing") as status,
@@ -141,6 +149,8 @@ def run(options: QuantizeOptions, console: Console) -> None:
     show(results, console)
     word = "and passes" if found.is_good else "though it fails"
     console.print(f"wrote {options.out}: {options.precision}, {word}", highlight=False)
+    for doubt in found.doubts:
+        console.print(doubt, highlight=False, markup=False)
     if options.precision == "nvfp4":
         console.print(
             "checked in float; no engine was built: TensorRT 10.14 or newer and a Blackwell GPU "
@@ -243,6 +253,12 @@ def show(results: "Sequence[Result]", console: Console) -> None:
     for result in results:
         if result.sensitivities is not None:
             console.print(result.sensitivities.table(result.skipped))
+            if not result.sensitivities.is_settled:
+                console.print(
+                    f"{result.name}: measuring stopped before every group above these layers was "
+                    "divided; a layer in one may be as sensitive",
+                    highlight=False,
+                )
         console.print(
             f"{result.name}: {result.bytes_before} bytes before, {result.bytes_after} after "
             f"({result.ratio:.3f} x); {len(result.quantized)} layers quantized, "

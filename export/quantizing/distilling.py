@@ -7,98 +7,29 @@ graph by parameter name, which is then quantized as any other.
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from fewstep.errors import ExportError
 from fewstep.export.checking.reference import onnx_loader
-from fewstep.export.checking.torch_engine import TorchSession
 from fewstep.export.merging import MergedPipeline
 from fewstep.export.part import Part
 from fewstep.export.quantizing.fake_rounding import activation_rounding, weight_rounding
 from fewstep.export.quantizing.layers import layers_of, load_graph, without
+from fewstep.export.quantizing.lesson import BATCH, HELD_SEED, Lesson, lesson_seed
 from fewstep.export.quantizing.plan import Distilled, Plan
 from fewstep.export.quantizing.schemes import Scheme
-from fewstep.export.quantizing.trajectories import record
 from fewstep.runtime.export_folder import ExportFolder
-from fewstep.runtime.manifest import Graph
-from fewstep.runtime.session import Feeds, Loader, Session
+from fewstep.runtime.session import Feeds
 from fewstep.runtime.weight_forms import is_phase, parameter_of
 
 ROUND = 25
 """Steps between two recordings."""
-BATCH = 8
-"""Calls looked at in one step, all at the same level."""
 RATE = 2e-4
 """Of Adam, falling to nothing in a straight line."""
-HELD_SEED = 10_000
-"""First seed of the trajectories that the error is measured on; training draws below and above."""
-
-
-@dataclass(slots=True)
-class StudentLoader:
-    """One component run by torch, the others as they are in the folder.
-
-    Attributes:
-        own: Of the component.
-        others: Loads the rest.
-        name: Of the engine.
-    """
-
-    own: Session
-    others: Loader
-    name: str = "student"
-
-    def load(self, graph: Graph) -> Session:
-        """See `Loader.load`."""
-        return self.own if graph.file == self.own.graph.file else self.others.load(graph)
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """One component in training.
-
-    Attributes:
-        folder: Float folder.
-        name: Of the component.
-        teacher: Float, frozen.
-        student: The same with rounding layers.
-        prompts: Where trajectories begin.
-        loader: Of the folder.
-    """
-
-    folder: ExportFolder
-    name: str
-    teacher: Part
-    student: Part
-    prompts: Sequence[str]
-    loader: Loader
-
-    def feeds(self, seed: int) -> list[list[Feeds]]:
-        """Inputs along the student's own trajectories: per step, one entry per picture."""
-        graph = self.folder.manifest.graphs[self.name]
-        own = StudentLoader(TorchSession(self.student, graph), self.loader)
-        calls = record(self.folder, own, self.prompts, seed=seed)[self.name]
-        each = len(calls) // len(self.prompts)
-        return [calls[step::each] for step in range(each)]
-
-    def gap(self, feeds: Sequence[Feeds]) -> Tensor:
-        """Mean square of the difference, relative to that of the float answer."""
-        given = _batch(self.teacher, feeds)
-        with torch.no_grad():
-            wanted = _first(self.teacher.module(*given))
-        found = _first(self.student.module(*given))
-        return (found - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
-
-    def error(self, feeds: Sequence[Sequence[Feeds]]) -> float:
-        """Root mean square of the difference over all steps, relative."""
-        with torch.no_grad():
-            each = [float(self.gap(some[:BATCH])) for some in feeds]
-        return float(np.sqrt(np.mean(each)))
 
 
 def distil(
@@ -184,7 +115,7 @@ def _train(
     for step in range(steps):
         if step % ROUND == 0:
             progress(f"distilling {lesson.name}: step {step} of {steps}")
-            feeds = lesson.feeds(seed=step * len(lesson.prompts))
+            feeds = lesson.feeds(lesson_seed(step, len(lesson.prompts)))
         level = feeds[int(chance.integers(len(feeds)))]
         chosen = chance.permutation(len(level))[:BATCH]
         loss = lesson.gap([level[index] for index in chosen])
@@ -218,17 +149,3 @@ def _with_module(part: Part, module: nn.Module) -> Part:
         multiples=part.multiples,
         vocabulary=part.vocabulary,
     )
-
-
-def _batch(part: Part, feeds: Sequence[Feeds]) -> list[Tensor]:
-    """Calls of one level side by side; what has no batch axis is the same in all of them."""
-    found = []
-    for port in part.inputs:
-        has_batch = bool(port.dims) and port.dims[0] == "batch_size"
-        values = [feed[port.name] for feed in feeds]
-        found.append(torch.from_numpy(np.concatenate(values) if has_batch else values[0]))
-    return found
-
-
-def _first(answer: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return answer[0] if isinstance(answer, tuple) else answer

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fewstep.export.quantizing.schemes import Scheme
-from fewstep.export.quantizing.sensitivity import Sensitivities
+from fewstep.export.quantizing.sensitivities import Sensitivities
 from fewstep.export.quantizing.skipping import Skips
 
 Weights = Mapping[str, np.ndarray]

@@ -17,7 +17,8 @@ from fewstep.export.onnx_folder import versions, write_manifest
 from fewstep.export.quantizing.layers import Layer, layers_of, load_graph, replace_weights, without
 from fewstep.export.quantizing.plan import Plan, Result
 from fewstep.export.quantizing.schemes import Scheme
-from fewstep.export.quantizing.sensitivity import Sensitivities, measure_sensitivity
+from fewstep.export.quantizing.sensitivities import Sensitivities
+from fewstep.export.quantizing.sensitivity import measure_sensitivity
 from fewstep.export.quantizing.skipping import Skips
 from fewstep.export.quantizing.trajectories import record
 from fewstep.export.writing import DATA, MODEL, save_graph
@@ -108,7 +109,9 @@ def _quantize_one(
     chosen = without(every, plan.skips.patterns)
     found = None
     if plan.skips.needs_sensitivity:
-        found = measure_sensitivity(model, graph, scheme, chosen, feeds, progress=progress)
+        found = measure_sensitivity(
+            model, graph, scheme, chosen, feeds, skips=plan.skips, progress=progress
+        )
         chosen = _less_sensitive(chosen, found, plan.skips)
     work = folder / ".work"
     work.mkdir()
@@ -145,9 +148,7 @@ def _is_float(model: ir.Model, layer: Layer) -> bool:
 def _less_sensitive(
     layers: tuple[Layer, ...], found: Sensitivities, skips: Skips
 ) -> tuple[Layer, ...]:
-    names = set(found.worst(skips.worst))
-    if skips.budget is not None:
-        names |= set(found.within(skips.budget))
+    names = set(found.chosen(skips))
     kept = tuple(layer for layer in layers if layer.name not in names)
     if not kept:
         raise ExportError(

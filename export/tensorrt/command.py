@@ -11,16 +11,19 @@ from rich.progress import Progress
 from rich.table import Table
 from tyro.conf import Positional
 
+from fewstep.cli.picture_folder import read_size
 from fewstep.errors import ExportError
 from fewstep.export.tensorrt import NOT_VERIFIED
 from fewstep.export.tensorrt.sizes import (
     PictureSize,
     parse_named_range,
-    parse_picture_size,
     parse_range,
 )
 from fewstep.export.tensorrt.target import parse_target
-from fewstep.runtime.manifest import Manifest, read_manifest
+from fewstep.runtime.export_folder import ExportFolder
+from fewstep.runtime.hosts.host import Size, check_largest_side
+from fewstep.runtime.hosts.registry import host_of
+from fewstep.runtime.manifest import Manifest
 from fewstep.runtime.tensorrt.cache import FOLDER, EngineCache
 from fewstep.runtime.tensorrt.identity import Installation, this_system
 from fewstep.runtime.tensorrt.preflight import (
@@ -30,6 +33,8 @@ from fewstep.runtime.tensorrt.preflight import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fewstep.export.tensorrt.plan import EnginePlan
 
 ASSUMED_TENSORRT = "11.4.0.106"
@@ -40,11 +45,12 @@ HELP = """\
 Build TensorRT engines from an export folder, for one GPU architecture and a narrow range of sizes.
 
 Without --build nothing is built: key, sizes, findings, memory and the plan's place are shown, for
-which neither a GPU nor TensorRT is needed.
+which neither a GPU nor TensorRT is needed. Exit status 2 where TensorRT would refuse a graph.
+Sizes are HEIGHTxWIDTH, as in `fewstep draw`.
 
 Examples:
   fewstep export tensorrt out --target sm90
-  fewstep export tensorrt out --target sm90 --size 1024x1024 832x1216 --build
+  fewstep export tensorrt out --target sm90 --size 1024x1024 1216x832 --build
   fewstep export tensorrt out --target sm89 --components transformer vae_decoder --batch 1:2:8
   fewstep export tensorrt out --target sm90 --refit student.safetensors --build"""
 
@@ -64,7 +70,7 @@ class TensorRtOptions:
     components: tuple[str, ...] = ()
     """Graphs to build; none means all of the folder."""
     size: tuple[str, ...] = ()
-    """Pictures to draw, WIDTHxHEIGHT; the first is tuned for. None: the model's own size."""
+    """Pictures to draw, HEIGHTxWIDTH; the first is tuned for. None: the model's own size."""
     batch: str = "1:1:4"
     """Pictures at once, MIN:OPT:MAX."""
     range: tuple[str, ...] = ()
@@ -105,17 +111,33 @@ def run(options: TensorRtOptions, console: Console) -> None:
     for plan in plans:
         show(plan, console)
     console.print(NOT_VERIFIED, style="yellow")
+    require_legal(plans)  # all of them, before minutes go into the first
     if not options.build:
         return
     from fewstep.export.tensorrt.build import build_engine
 
     for plan in plans:
-        plan.report.require()  # all of them, before minutes go into the first
-    for plan in plans:
         with Progress(console=console) as bars:
             engine = build_engine(plan, bars)
         size = _megabytes(engine.plan_bytes)
         console.print(f"{plan.component}: {size} in {engine.seconds} s, {plan.folder}")
+
+
+def require_legal(plans: "Sequence[EnginePlan]") -> None:
+    """Refuse graphs that TensorRT would refuse; `show` told why.
+
+    Raises:
+        ExportError: Names them, and how to go on without them.
+    """
+    refused = [plan.component for plan in plans if not plan.report.is_legal]
+    if not refused:
+        return
+    legal = " ".join(plan.component for plan in plans if plan.report.is_legal)
+    others = f", or go on with --components {legal}" if legal else ""
+    raise ExportError(
+        f"TensorRT would refuse {', '.join(refused)}, for the reasons listed above; export again "
+        f"in a form that it takes{others}"
+    )
 
 
 def make_plans(options: TensorRtOptions) -> "list[EnginePlan]":
@@ -126,7 +148,8 @@ def make_plans(options: TensorRtOptions) -> "list[EnginePlan]":
     """
     from fewstep.export.tensorrt.plan import GIB, BuildSettings, plan_engine
 
-    manifest = read_manifest(options.folder)
+    manifest = ExportFolder.open(options.folder, verify=True).manifest
+    host_of(manifest.family)
     settings = BuildSettings(
         optimization_level=options.optimization_level,
         workspace_bytes=int(options.workspace_gib * GIB),
@@ -137,7 +160,7 @@ def make_plans(options: TensorRtOptions) -> "list[EnginePlan]":
         refit_for=options.refit,
     )
     here = _installation(options)
-    sizes = tuple(parse_picture_size(text) for text in options.size)
+    sizes = tuple(_picture_size(text, manifest) for text in options.size)
     return [
         plan_engine(
             options.folder,
@@ -167,7 +190,13 @@ def native_size(folder: Path, manifest: Manifest) -> PictureSize:
             size = json.loads(file.read_text(encoding="utf-8")).get("sample_size")
             if isinstance(size, int):
                 return PictureSize(size * factor, size * factor)
-    raise ExportError(f"{folder} does not say which size its model draws; give --size WIDTHxHEIGHT")
+    raise ExportError(f"{folder} does not say which size its model draws; give --size HEIGHTxWIDTH")
+
+
+def _picture_size(text: str, manifest: Manifest) -> PictureSize:
+    height, width = read_size(text)
+    check_largest_side(manifest, Size(height, width))
+    return PictureSize(width, height)
 
 
 def show(plan: "EnginePlan", console: Console) -> None:

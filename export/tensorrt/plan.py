@@ -14,8 +14,8 @@ from fewstep.export.tensorrt.refittable import refittable_weights
 from fewstep.export.tensorrt.sizes import (
     PictureSize,
     SizeRange,
+    prompt_range,
     symbol_ranges,
-    text_length,
 )
 from fewstep.runtime.export_folder import file_sha256
 from fewstep.runtime.manifest import Graph, Manifest
@@ -140,7 +140,7 @@ def plan_engine(
         component,
         sizes=sizes,
         batch=batch,
-        text_length=text_length(folder, manifest),
+        prompt=prompt_range(folder, manifest, component),
         stated=stated,
     )
     profile = make_profile(graph, ranges)

@@ -7,7 +7,7 @@ from fewstep.adapters.modules import lora_modules
 from fewstep.adapters.names import DENOISER, shown
 from fewstep.errors import ExportError
 from fewstep.export.tensorrt.graph import ReadGraph
-from fewstep.runtime.weight_forms import stored_names
+from fewstep.runtime.tensorrt.weight_names import held_names
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 
@@ -35,7 +35,7 @@ def refittable_weights(read: ReadGraph, component: str, adapter: Path) -> tuple[
         if component not in DENOISERS if is_unsaid else component != name.component:
             continue
         weight = f"{name.module}.weight"
-        here = stored_names(weight, stored)
+        here = held_names(weight, stored)
         if not here:
             raise ExportError(
                 f"{adapter} changes {shown(weight)}, which {read.path} does not have; convert it "

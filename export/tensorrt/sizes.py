@@ -1,15 +1,18 @@
 """Which sizes an engine is built for: one range per symbol of a graph."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import ExportError
+from fewstep.recipe import SIDECAR_NAME, FewStepRecipe
+from fewstep.runtime.hosts import flux, stable_diffusion_3
 from fewstep.runtime.manifest import Graph, Manifest
 
 CLIP_LENGTH = 77
+T5_LENGTHS = {"sd3": stable_diffusion_3.T5_LENGTH, "flux": flux.T5_LENGTH}
+"""Families whose prompts are read by CLIP and by T5, each at a length of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +68,13 @@ def parse_named_range(text: str) -> tuple[str, SizeRange]:
     return name, parse_range(value)
 
 
-def parse_picture_size(text: str) -> PictureSize:
-    """Read "1024x768", width first.
-
-    Raises:
-        ExportError: It is not two numbers.
-    """
-    match = re.fullmatch(r"(\d+)[x*](\d+)", text.strip().lower())
-    if match is None:
-        raise ExportError(f"--size is {text!r}, wanted WIDTHxHEIGHT in pixels, such as 1024x1024")
-    return PictureSize(int(match[1]), int(match[2]))
-
-
 def symbol_ranges(
     manifest: Manifest,
     component: str,
     *,
     sizes: tuple[PictureSize, ...],
     batch: SizeRange,
-    text_length: int = CLIP_LENGTH,
+    prompt: SizeRange = SizeRange(CLIP_LENGTH, CLIP_LENGTH, CLIP_LENGTH),
     stated: Mapping[str, SizeRange],
 ) -> dict[str, SizeRange]:
     """A range for every symbol of a component's graph, as narrow as the request allows.
@@ -93,7 +84,7 @@ def symbol_ranges(
         component: A key of its graphs.
         sizes: Pictures the engine must draw; the first is what kernels are chosen for.
         batch: Pictures at once.
-        text_length: Tokens of a prompt.
+        prompt: Tokens of a prompt, from `prompt_range`.
         stated: Symbol, or "component.symbol", -> range; wins over what would be derived.
 
     Returns:
@@ -103,7 +94,7 @@ def symbol_ranges(
         ExportError: A symbol has no derivation and no stated range, or a size is not divisible.
     """
     graph = manifest.graphs[component]
-    derived = _derived(manifest, sizes, text_length) | {"batch_size": batch}
+    derived = _derived(manifest, sizes, prompt) | {"batch_size": batch}
     ranges = {}
     for symbol in graph.symbols:
         found = stated.get(f"{component}.{symbol}") or stated.get(symbol) or derived.get(symbol)
@@ -127,7 +118,31 @@ def text_length(folder: Path, manifest: Manifest) -> int:
     return int(places or CLIP_LENGTH)
 
 
-def _derived(manifest: Manifest, sizes: tuple[PictureSize, ...], text: int) -> dict[str, SizeRange]:
+def prompt_range(folder: Path, manifest: Manifest, component: str) -> SizeRange:
+    """Tokens that the runtime feeds a component.
+
+    Args:
+        folder: Of the export.
+        manifest: Of the folder.
+        component: A key of its graphs.
+    """
+    text = text_length(folder, manifest)
+    if manifest.family not in T5_LENGTHS:
+        return SizeRange(text, text, text + int(manifest.settings.get("max_sequence_length", 0)))
+    file = folder / SIDECAR_NAME
+    stated = FewStepRecipe.from_file(file).base.max_sequence_length if file.is_file() else None
+    long = stated or T5_LENGTHS[manifest.family]
+    fed = {
+        "sd3": {"text_encoder_3": long, "transformer": text + long},
+        "flux": {"text_encoder_2": long, "transformer": long},
+    }
+    length = fed[manifest.family].get(component, text)
+    return SizeRange(length, length, length)
+
+
+def _derived(
+    manifest: Manifest, sizes: tuple[PictureSize, ...], prompt: SizeRange
+) -> dict[str, SizeRange]:
     factor = int(manifest.settings.get("vae_scale_factor", 8))
     widths, heights = [s.width for s in sizes], [s.height for s in sizes]
     for pixels in (*widths, *heights):
@@ -138,7 +153,6 @@ def _derived(manifest: Manifest, sizes: tuple[PictureSize, ...], text: int) -> d
             )
     latent_heights, latent_widths = [h // factor for h in heights], [w // factor for w in widths]
     packed = [(h // 2) * (w // 2) for h, w in zip(latent_heights, latent_widths, strict=True)]
-    longest = text + int(manifest.settings.get("max_sequence_length", 0))
     return {
         "height": _span(latent_heights),
         "width": _span(latent_widths),
@@ -147,7 +161,7 @@ def _derived(manifest: Manifest, sizes: tuple[PictureSize, ...], text: int) -> d
         "sample_height": _span(heights),
         "sample_width": _span(widths),
         "packed_height_width": _span(packed),
-        "sequence_length": SizeRange(text, text, longest),
+        "sequence_length": prompt,
         "step": SizeRange(1, 1, 1),
     }
 

@@ -6,6 +6,7 @@ to a component model of the same repository. Needs fewstep (without extras) in T
 
 import importlib
 import json
+import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from fewstep.runtime.few_step_runtime import FewStepRuntime
 from fewstep.runtime.fused_runtime import FusedRuntime, fused_graph
 from fewstep.runtime.hosts.registry import host_of
 from fewstep.runtime.manifest import Graph, read_manifest
+
+logger = logging.getLogger(__name__)
 
 SEED_RANGE = 1 << 31
 
@@ -92,6 +95,12 @@ class Asked:
     size: tuple[int, int] | None
 
 
+Place = tuple[int, int]
+"""Request, and row of its batch."""
+Outcome = np.ndarray | str
+"""A picture, or why there is none."""
+
+
 class TritonPythonModel:
     """What Triton's Python backend looks for."""
 
@@ -117,27 +126,33 @@ class TritonPythonModel:
             self._runtime = FewStepRuntime(folder, loader, host_of(manifest.family))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Draw a batch: pictures of one size and step count go through the loop together."""
+        """Draw a batch: pictures of one size and step count go through the loop together.
+
+        Where they cannot be drawn together, each request is drawn alone, so that one that asks for
+        the impossible fails by itself.
+        """
         asked = [_asked(request) for request in requests]
-        pictures: list[list[np.ndarray | None]] = [[None] * len(rows) for rows in asked]
-        errors: dict[int, str] = {}
-        groups: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
-        for number, rows in enumerate(asked):
-            for row, one in enumerate(rows):
-                key = (one.size, one.steps, one.negative is None)
-                groups.setdefault(key, []).append((number, row))
-        for places in groups.values():
-            try:
-                drawn = self._draw([asked[number][row] for number, row in places])
-            except FewstepError as error:
-                errors |= {number: str(error) for number, _ in places}
-                continue
-            for (number, row), picture in zip(places, drawn, strict=True):
-                pictures[number][row] = picture
+        outcomes: dict[Place, Outcome] = {}
+        for places in _groups(asked):
+            outcomes |= self._drawn(asked, places)
         return [
-            _answer(asked[number], pictures[number], errors.get(number))
-            for number in range(len(requests))
+            _answer(rows, [outcomes[number, row] for row in range(len(rows))])
+            for number, rows in enumerate(asked)
         ]
+
+    def _drawn(self, asked: list[list[Asked]], places: list[Place]) -> dict[Place, Outcome]:
+        try:
+            pictures = self._draw([asked[number][row] for number, row in places])
+        except Exception as error:  # of whatever kind: it must not reach the neighbours
+            requests = sorted({number for number, _ in places})
+            if len(requests) == 1:
+                return dict.fromkeys(places, _sentence(error))
+            outcomes: dict[Place, Outcome] = {}
+            for request in requests:
+                own = [place for place in places if place[0] == request]
+                outcomes |= self._drawn(asked, own)
+            return outcomes
+        return dict(zip(places, pictures, strict=True))
 
     def _draw(self, rows: list[Asked]) -> np.ndarray:
         prompts, seeds = [row.prompt for row in rows], [row.seed for row in rows]
@@ -153,6 +168,16 @@ class TritonPythonModel:
         negative = None if first.negative is None else [row.negative or "" for row in rows]
         drawn = self._runtime(prompts, negative, seed=seeds, steps=first.steps, size=first.size)
         return drawn.pixels
+
+
+def _groups(asked: list[list[Asked]]) -> list[list[Place]]:
+    """Places of pictures that can go through the loop together."""
+    groups: dict[tuple[Any, ...], list[Place]] = {}
+    for number, rows in enumerate(asked):
+        for row, one in enumerate(rows):
+            key = (one.size, one.steps, one.negative is None)
+            groups.setdefault(key, []).append((number, row))
+    return list(groups.values())
 
 
 def _asked(request: Any) -> list[Asked]:
@@ -190,13 +215,22 @@ def _numbers(request: Any, name: str, count: int) -> np.ndarray | None:
     return None if tensor is None else np.array(tensor.as_numpy()).reshape(count, -1)
 
 
-def _answer(rows: list[Asked], pictures: list[Any], error: str | None) -> Any:
+def _sentence(error: Exception) -> str:
+    if isinstance(error, FewstepError):
+        return str(error)
+    logger.error("a picture could not be drawn", exc_info=error)
+    return f"the picture could not be drawn ({type(error).__name__}: {error})"
+
+
+def _answer(rows: list[Asked], outcomes: list[Outcome]) -> Any:
     utils = triton()
-    if error is not None:
-        return utils.InferenceResponse(output_tensors=[], error=utils.TritonError(error))
-    if len({picture.shape for picture in pictures}) > 1:
-        text = "pictures of one request must have one size; send a request per size"
-        return utils.InferenceResponse(output_tensors=[], error=utils.TritonError(text))
+    failures = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    pictures = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+    if not failures and len({picture.shape for picture in pictures}) > 1:
+        failures = ["pictures of one request must have one size; send a request per size"]
+    if failures:
+        error = utils.TritonError(failures[0])
+        return utils.InferenceResponse(output_tensors=[], error=error)
     seeds = np.array([[row.seed] for row in rows], np.int64)
     outputs = [utils.Tensor("image", np.stack(pictures)), utils.Tensor("seed", seeds)]
     return utils.InferenceResponse(output_tensors=outputs)

@@ -10,7 +10,9 @@ from fewstep.export.triton.pbtxt import Message, render
 from fewstep.export.triton.scalars import copy_with_lifted_scalars
 from fewstep.export.writing import whole_folder
 from fewstep.recipe import SIDECAR_NAME
-from fewstep.runtime.manifest import FILE, Graph, Manifest, read_manifest
+from fewstep.runtime.export_folder import ExportFolder
+from fewstep.runtime.hosts.registry import host_of
+from fewstep.runtime.manifest import FILE, Graph, Manifest
 
 FUSED = "fused"
 PIPELINE = "pipeline"
@@ -47,10 +49,13 @@ def write_repository(
 
     Raises:
         ExportError: The folder has no such graphs, a type Triton cannot carry, or `out` is taken.
-        ExportFolderError: The folder is damaged.
+        ExportFolderError: A file is missing, cut short or changed.
+        RecipeError: The recipe is damaged or of a newer release.
+        RuntimeSettingError: This release does not drive the family.
     """
     serving = serving or Serving()
-    manifest = read_manifest(folder)
+    manifest = ExportFolder.open(folder, verify=True).manifest
+    host_of(manifest.family)
     if manifest.makes_clips:
         raise ExportError(
             f"{folder} makes clips, and the model that clients call answers with pictures; draw it "

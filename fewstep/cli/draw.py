@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes
 
 from fewstep import __version__
 from fewstep.cli.output import Output, OutputOptions
-from fewstep.cli.picture_folder import PictureFolder, check_request
+from fewstep.cli.picture_folder import PictureFolder, check_out, check_request, read_size
 from fewstep.noise import image_seeds
 
 HELP = """\
@@ -63,6 +63,7 @@ def run(options: Draw, output: Output) -> None:
     """Load, draw, save, and print what was used."""
     from fewstep.runtime.few_step_runtime import FewStepRuntime
 
+    check_out(options.out)
     runtime = FewStepRuntime.load(
         options.folder, provider=options.provider, threads=options.threads, verify=options.verify
     )
@@ -85,7 +86,7 @@ def run(options: Draw, output: Output) -> None:
                 prompts[batch],
                 seed=seeds[batch],
                 steps=options.steps,
-                size=None if options.size is None else _sides(options.size),
+                size=None if options.size is None else read_size(options.size),
                 frames=options.frames,
             )
             for prompt, seed, drawn in zip(prompts[batch], seeds[batch], found.frames, strict=True):
@@ -96,8 +97,3 @@ def run(options: Draw, output: Output) -> None:
                     pictures.save_clip(drawn, found.frames_per_second, facts)
                 progress.advance(task)
     output.result({**used, "pictures": pictures.saved}, "\n".join(pictures.names))
-
-
-def _sides(size: str) -> tuple[int, int]:
-    height, width = size.split("x")
-    return int(height), int(width)

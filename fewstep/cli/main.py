@@ -30,7 +30,7 @@ from fewstep.cli import (
     zoo,
 )
 from fewstep.cli.output import Output
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, command_message
 from fewstep.extras import missing_extra
 
 DESCRIPTION = """\
@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
             raise
         return _fail(str(missing), USER_ERROR)
     except (FewstepError, OSError) as error:
-        return _fail(str(error), USER_ERROR)
+        return _fail(command_message(error), USER_ERROR)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -23,10 +23,19 @@ class PictureFolder:
     Args:
         folder: Made if missing.
         recipe_json: Goes into every PNG beside the picture's own facts.
+
+    Raises:
+        ConfigError: The folder cannot be made.
     """
 
     def __init__(self, folder: Path, recipe_json: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        check_out(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--out {folder} cannot be made ({error.strerror}); name another folder"
+            ) from error
         self._folder = folder
         self._recipe_json = recipe_json
         taken = (NUMBER.match(path.name) for path in folder.iterdir())
@@ -65,6 +74,20 @@ class PictureFolder:
         return path
 
 
+def check_out(folder: Path) -> None:
+    """Refuse a place where no folder can be, before a model is loaded.
+
+    Raises:
+        ConfigError: A file is there, or where a folder above it would be.
+    """
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(
+                f"--out must be a folder, and {path} is a file; name another place, it is made if "
+                "missing"
+            )
+
+
 def check_request(num_images: int, batch_size: int, seed: int, size: str | None) -> None:
     """Refuse counts, seeds and sizes that no picture can have.
 
@@ -77,5 +100,17 @@ def check_request(num_images: int, batch_size: int, seed: int, size: str | None)
         )
     if not 0 <= seed <= MAX_SEED:
         raise ConfigError(f"--seed must be 0 to 2**64 - 1, got {seed}")
-    if size is not None and not SIZE.fullmatch(size):
+    if size is not None:
+        read_size(size)
+
+
+def read_size(size: str) -> tuple[int, int]:
+    """Height and width of "512x768".
+
+    Raises:
+        ConfigError: It is not two numbers.
+    """
+    if not SIZE.fullmatch(size):
         raise ConfigError(f"--size must be HEIGHTxWIDTH such as 512x768, got {size}")
+    height, width = size.split("x")
+    return int(height), int(width)

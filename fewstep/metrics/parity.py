@@ -50,7 +50,7 @@ def image_parity(reference: np.ndarray, other: np.ndarray, *, peak: float = 255.
     try:
         from skimage.metrics import peak_signal_noise_ratio, structural_similarity
     except ImportError as error:
-        raise MissingExtraError("scikit-image", "train") from error
+        raise MissingExtraError("scikit-image", "export") from error
     first, second = reference.astype(np.float64), other.astype(np.float64)
     if np.array_equal(first, second):
         return Parity(math.inf, 1.0)

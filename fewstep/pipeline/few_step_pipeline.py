@@ -14,8 +14,8 @@ from typing import Any
 
 from diffusers import DiffusionPipeline, ModularPipeline
 
-from fewstep.errors import PipelineError
-from fewstep.loading import load_stock_pipeline
+from fewstep.errors import PipelineError, RecipeNotFoundError
+from fewstep.loading import check_source, load_stock_pipeline
 from fewstep.model_files import HUB_OPTIONS, find_base_sidecar
 from fewstep.pipeline import attached_adapter
 from fewstep.pipeline.attached_adapter import AttachedAdapter
@@ -81,13 +81,18 @@ class FewStepPipeline(DiffusionPipeline):
 
         Raises:
             RecipeNotFoundError: Nothing says how to sample; the message names what was looked at.
+            OSError: There is no such base.
             AdapterError: The adapter is damaged or does not fit all of its modules on the base.
             PipelineError: The recipe is for another kind of model.
         """
         hub = {key: diffusers_kwargs[key] for key in HUB_OPTIONS if key in diffusers_kwargs}
         files = () if adapter is None else find_files(adapter, without_revision(hub))
         sidecar = find_base_sidecar(base, hub)
-        resolved = resolve(recipe, files, base, sidecar, partial(recipe_of_folder, base))
+        try:
+            resolved = resolve(recipe, files, base, sidecar, partial(recipe_of_folder, base))
+        except RecipeNotFoundError:
+            check_source(base, hub)  # of a base that is not there, that is what is wrong
+            raise
         resolved = at_stage(resolved, stage)
         pipe = load_stock_pipeline(base, pipeline_class=pipeline_class, **diffusers_kwargs)
         return _become(pipe, resolved, files, steps, adapter_scale, experts, probe)

@@ -79,7 +79,8 @@ def check_sums(folder: Path, manifest: Manifest) -> None:
         if file_sha256(folder / name) != stored.sha256:
             raise ExportFolderError(
                 f"{name} in {folder} is not the file that was written (its checksum differs); "
-                "export again, or run `fewstep export check --rewrite` if you changed it on purpose"
+                f"export again, or run `fewstep export check {folder} --rewrite` if you changed it "
+                "on purpose"
             )
 
 

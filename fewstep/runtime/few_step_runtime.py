@@ -72,7 +72,8 @@ class FewStepRuntime:
 
         Raises:
             ExportFolderError: The folder is damaged or of another release.
-            RuntimeSettingError: The family or provider is not there.
+            RuntimeSettingError: The family or provider is not there. A provider that is there and
+                cannot start is refused when the first graph is loaded.
         """
         from fewstep.runtime.hosts.registry import host_of
         from fewstep.runtime.providers import make_loader
@@ -129,7 +130,7 @@ class FewStepRuntime:
             image: A picture to start from (image to image).
             strength: Where image to image starts, 0 to 1; snaps to the trained level nearest.
             callback: Told of every step.
-            stop: Set it from another thread to stop between two network calls.
+            stop: Set it from another thread to stop between two steps, or before the decoding.
 
         Raises:
             RuntimeSettingError: A size or count the model cannot make.

@@ -79,7 +79,7 @@ class Measured:
     Attributes:
         what: "transformer", "trajectory", "image", ...
         where: Shapes and settings, for people.
-        value: The figure.
+        value: The figure, a finite number: JSON has no other.
         unit: "max error", "relative error", "dB", "ratio of time", ...
         limit: What it was held against; None where it is only reported.
     """
@@ -89,6 +89,9 @@ class Measured:
     value: float
     unit: str
     limit: float | None = None
+
+    def __post_init__(self) -> None:
+        strict_json.check(self, error=ExportFolderError, where="measured")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +141,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The file's text."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=False) + "\n"
+        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
 
 
 def check_format(stated: object) -> None:

@@ -13,7 +13,13 @@ import openvino as ov
 from openvino.op import Constant
 
 from fewstep.errors import ExportFolderError, RuntimeSettingError
-from fewstep.runtime.cache_folder import cache_folder, key_of, machine, whole_file
+from fewstep.runtime.cache_folder import (
+    cache_folder,
+    clear_partials,
+    key_of,
+    machine,
+    whole_file,
+)
 from fewstep.runtime.manifest import Graph, StoredFile
 from fewstep.runtime.mapped_blob import MappedBlob
 from fewstep.runtime.session import Feeds, Session
@@ -97,6 +103,7 @@ class OpenVinoLoader:
     def _keep(self, file: Path, kept: Path) -> None:
         """Write the compiled copy; a full disk or a read-only home leaves none."""
         try:
+            clear_partials(kept.parent)
             with whole_file(kept) as partial:
                 model = self._narrowed(file, partial) if self._arithmetic == "bf16" else file
                 stream = self._compiled(model).export_model()
@@ -109,7 +116,7 @@ class OpenVinoLoader:
         """The graph with weights in 16 bits: half to read, and bfloat16 keeps fewer digits."""
         whole = self._core.read_model(str(file))
         exact = {op.get_friendly_name(): op for op in whole.get_ops()}
-        with tempfile.TemporaryDirectory(dir=partial.parent) as folder:
+        with tempfile.TemporaryDirectory(".partial", ".", partial.parent) as folder:
             narrow = Path(folder) / "model.xml"
             ov.save_model(whole, str(narrow), compress_to_fp16=True)
             # not mapped: the file is gone when the block is left

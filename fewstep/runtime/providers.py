@@ -5,11 +5,13 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from fewstep import __version__
 from fewstep.errors import FewstepError, MissingExtraError
 from fewstep.runtime.cache_folder import cache_folder, key_of, machine, write_whole
 from fewstep.runtime.export_folder import ExportFolder
@@ -23,8 +25,13 @@ SMALL = {"sequence_length": 77, "batch_size": 1, "num_frames": 1} | dict.fromkey
 )
 SIDE = 32
 """Latents per side that engines are compared at, unless the graph asks for a multiple."""
-AUTOMATIC = ("tensorrt", "cuda", "openvino", "cpu")
-"""Engines that "auto" compares, which all draw the same picture; others are used by name."""
+ENGINE_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "openvino")
+"""Distributions that bring the engines, by the names they are installed under."""
+AUTOMATIC = ("cuda", "openvino", "cpu")
+"""Engines that "auto" compares, which draw the same picture; others are used by name.
+
+TensorRT's is the same only where NVIDIA_TF32_OVERRIDE is 0 in the environment: see onnx_providers.
+"""
 
 
 def make_loader(
@@ -78,10 +85,9 @@ def _fastest(folder: ExportFolder, threads: int, has_cache: bool) -> str:
     if len(there) == 1:
         return there[0]
     choice = _remembered(folder, there, threads) if has_cache else None
-    if choice is not None and choice.is_file():
-        name = json.loads(choice.read_text(encoding="utf-8")).get("provider")
-        if name in there:
-            return str(name)
+    name = None if choice is None else _read_choice(choice)
+    if name is not None and name in there:
+        return name
     seconds = compare(folder, there, threads)
     best = min(seconds, key=seconds.__getitem__)
     if choice is not None:
@@ -190,4 +196,27 @@ def _side(graph: Graph, dim: str, sizes: Mapping[str, int]) -> int:
 
 def _remembered(folder: ExportFolder, there: list[str], threads: int) -> Path:
     sums = sorted(stored.sha256 for stored in folder.manifest.files.values())
-    return cache_folder() / "providers" / f"{key_of(sums, there, threads, machine())}.json"
+    key = key_of(sums, there, threads, machine(), _versions())
+    return cache_folder() / "providers" / f"{key}.json"
+
+
+def _read_choice(file: Path) -> str | None:
+    """What was chosen before; None where nothing was, or the file is damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # a cache: it is measured again
+        return None
+    name = found.get("provider") if isinstance(found, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _versions() -> list[str | None]:
+    """Of whatever decides which engine is the fastest: after an upgrade it is measured again."""
+    return [__version__, *(_version(name) for name in ENGINE_PACKAGES)]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -46,7 +46,7 @@ class Loop:
         size: Of the finished pictures.
         noise: The pictures' streams, after the first noise was drawn.
         told: Called after each step.
-        stop: Set by somebody else to stop between network calls.
+        stop: Set by somebody else to stop between network calls, or before the decoding.
     """
 
     host: Host
@@ -71,15 +71,19 @@ class Loop:
         previous: tuple[np.ndarray, np.ndarray] | None = None
         shape = sample.shape[1:]
         for index, planned in enumerate(self.plan):
-            if self.stop is not None and self.stop.is_set():
-                raise GenerationStopped(f"stopped after {index} of {len(self.plan)} steps")
+            self._heed_stop(index)
             output = self._output(sample, planned)
             x0 = to_x0(prediction, output, sample, planned.reading)
             noise = self._draw(shape) if planned.needs_noise else None
             before = (sample, x0)
             sample, previous = advance(planned, sample, x0, noise, previous), before
             self.told(index, len(self.plan), x0)
+        self._heed_stop(len(self.plan))
         return sample
+
+    def _heed_stop(self, done: int) -> None:
+        if self.stop is not None and self.stop.is_set():
+            raise GenerationStopped(f"stopped after {done} of {len(self.plan)} steps")
 
     def _draw(self, shape: tuple[int, ...]) -> np.ndarray:
         drawn = self.noise.draw(shape)

@@ -19,7 +19,7 @@ ENDLESS = 1_000_000
 
 
 class PromptTokenizer:
-    """A tokenizer of an export folder.
+    """A tokenizer of an export folder. Safe to use from several threads.
 
     Args:
         folder: Holds tokenizer.json and tokenizer_config.json.
@@ -37,7 +37,7 @@ class PromptTokenizer:
             raise ExportFolderError(
                 f"the tokenizer in {folder} cannot be read ({error}); export again"
             ) from error
-        self._lock = threading.Lock()  # cutting a prompt changes the tokenizer for a moment
+        self._lock = threading.Lock()  # cutting a text changes the tokenizer for a moment
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         length = config.get("model_max_length") or ENDLESS
@@ -81,7 +81,7 @@ class PromptTokenizer:
 
     def count(self, text: str) -> int:
         """Tokens of a text, those that the tokenizer adds included."""
-        return len(self._tokenizer.encode(text).ids)
+        return len(self._ids(text))
 
     def _padded(self, rows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
         ids = [row + [self._pad] * (length - len(row)) for row in rows]
@@ -90,7 +90,7 @@ class PromptTokenizer:
 
     def _row(self, prompt: str, length: int, before: str, after: str) -> list[int]:
         text = f"{before}{prompt}{after}"
-        ids = self._tokenizer.encode(text).ids
+        ids = self._ids(text)
         if len(ids) <= length:
             return ids
         kept, end = self._cut(text, length)
@@ -103,12 +103,17 @@ class PromptTokenizer:
             )
         return kept
 
+    def _ids(self, text: str) -> list[int]:
+        with self._lock:
+            return list(self._tokenizer.encode(text).ids)
+
     def _cut(self, text: str, length: int) -> tuple[list[int], int]:
-        self._tokenizer.enable_truncation(length)
-        try:
-            kept = self._tokenizer.encode(text)
-        finally:
-            self._tokenizer.no_truncation()
+        with self._lock:
+            self._tokenizer.enable_truncation(length)
+            try:
+                kept = self._tokenizer.encode(text)
+            finally:
+                self._tokenizer.no_truncation()
         return list(kept.ids), max((stop for _, stop in kept.offsets), default=0)
 
     def _id_of(self, token: Any) -> int:

@@ -14,6 +14,7 @@ from tests.export.quantizing.folders import prompts_file
 QUANTIZERS = "fewstep.export.quantizing"
 QUANTIZE = ["quantize", "{folder}", "--prompts", "{prompts}", "--force", "--precision"]
 ONNX = ["onnx", "--base", "digits-sd3", "--adapter", "{adapter}"]
+IN_FEWER_BITS = ["--prompts", "{prompts}", "--precision", "int8-dynamic", "--force"]
 
 
 def slow(*values: object) -> Any:
@@ -43,8 +44,14 @@ def run_full(limit: int, where: str, argv: list[str], out: Path) -> subprocess.C
         (1_000_000, f"{QUANTIZERS}.fused_form:add_fused", [*QUANTIZE, "int8-dynamic", "--fused"]),
         slow(500, f"{QUANTIZERS}.quantized_folder:write_manifest", [*QUANTIZE, "int4"]),
         (1_000_000, "fewstep.export.onnx_folder:write_folder", ONNX),
+        slow(2000, "fewstep.export.onnx_folder:_write_companions", ONNX),
+        slow(1_000_000, "fewstep.export.onnx_folder:write_folder", [*ONNX, *IN_FEWER_BITS]),
+        slow(1_000_000, f"{QUANTIZERS}.quantized_folder:quantize_into", [*ONNX, *IN_FEWER_BITS]),
     ],
-    ids=["quantizer", "calibration", "saving", "copying", "fused", "manifest", "onnx"],
+    ids=[
+        *("quantizer", "calibration", "saving", "copying", "fused", "manifest", "onnx"),
+        *("tokenizer", "onnx before int8", "onnx in int8"),
+    ],
 )
 def test_nothing_is_left_half_written(
     limit: int, where: str, argv: list[str], tmp_path: Path

@@ -82,7 +82,7 @@ def test_bfloat16_is_near_and_only_by_name() -> None:
     openvino = pytest.importorskip("openvino")
     from fewstep.runtime.openvino_session import capabilities
 
-    assert "openvino-bf16" not in AUTOMATIC
+    assert {"openvino-bf16", "tensorrt"}.isdisjoint(AUTOMATIC)
     if "BF16" not in capabilities(openvino.Core()):
         with pytest.raises(
             RuntimeSettingError, match="no bfloat16 arithmetic .* provider openvino"
@@ -178,6 +178,14 @@ def test_stop_between_steps() -> None:
     stop = threading.Event()
     with pytest.raises(GenerationStopped, match="after 2 of 4 steps"):
         runtime()("x", callback=lambda e: stop.set() if e.index == 1 else None, stop=stop)
+
+
+def test_stop_in_the_last_step_leaves_nothing_to_decode() -> None:
+    stop = threading.Event()
+    drawn = runtime()
+    with pytest.raises(GenerationStopped, match="after 4 of 4 steps"):
+        drawn("x", callback=lambda e: stop.set() if e.index == 3 else None, stop=stop)
+    assert "vae_decoder" not in drawn._sessions
 
 
 def test_threads_do_not_mix_pictures() -> None:

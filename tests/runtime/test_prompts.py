@@ -1,5 +1,9 @@
 """Prompts as the stock pipelines' tokenizers cut and pad them; conditions of several lengths."""
 
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +68,41 @@ def test_a_template_that_is_cut_behind_the_prompt_is_no_warning(
     whole = ours.count(f"{BEFORE}{PROMPTS[0]}{AFTER}")
     ours.encode_with_mask([PROMPTS[0]], whole - 1, before=BEFORE, after=AFTER)
     assert not list(recwarn)
+
+
+@pytest.fixture
+def busy_threads() -> Iterator[None]:
+    """Threads take turns a thousand times as often, and no warning is an error in them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("busy_threads")
+def test_threads_cut_their_own_prompts_alone(both: tuple[Any, PromptTokenizer]) -> None:
+    _, ours = both
+    texts = ["two big blue dogs run " * count for count in range(1, 120)]
+    lengths = [6 + index % 5 for index in range(len(texts))]
+    wanted = [ours.encode([text], length) for text, length in zip(texts, lengths, strict=True)]
+    failed: list[object] = []
+
+    def work() -> None:
+        for text, length, row in zip(texts, lengths, wanted, strict=True):
+            try:
+                np.testing.assert_array_equal(ours.encode([text], length), row)
+                assert ours.count(text) > length or text == texts[0]
+            except Exception as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
 
 
 def test_conditions_of_other_lengths_are_filled_up_with_zeros() -> None:

@@ -124,21 +124,21 @@ class Host(ABC):
         """Refuse a size the network cannot make.
 
         Raises:
-            RuntimeSettingError: Not divisible, or not positive; the message names the nearest. Or
-                frames are asked of a model that makes pictures.
+            RuntimeSettingError: Not divisible, not positive or too large; the message names what
+                can be made. Or frames are asked of a model that makes pictures.
         """
         if size.frames is not None:
             raise RuntimeSettingError(
                 f"frames is {size.frames}, and this model makes single pictures; leave frames out"
             )
         step = self.size_multiple
-        if min(size.height, size.width) >= step and not size.height % step + size.width % step:
-            return
-        near = [max(step, round(side / step) * step) for side in (size.height, size.width)]
-        raise RuntimeSettingError(
-            f"size {size.height}x{size.width} cannot be made, both sides must be multiples of "
-            f"{step}; the nearest is {near[0]}x{near[1]}"
-        )
+        if min(size.height, size.width) < step or size.height % step + size.width % step:
+            near = [max(step, round(side / step) * step) for side in (size.height, size.width)]
+            raise RuntimeSettingError(
+                f"size {size.height}x{size.width} cannot be made, both sides must be multiples of "
+                f"{step}; the nearest is {near[0]}x{near[1]}"
+            )
+        check_largest_side(self.manifest, size)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pictures of latents: float32, shape (B, 3, H, W), about -1 to 1.
@@ -174,6 +174,20 @@ class Host(ABC):
             found = mean + deviation * draw(mean.shape[1:])
         shift, scale = settings["shift_factor"], settings["scaling_factor"]
         return (found - np.float32(shift)) * np.float32(scale)
+
+
+def check_largest_side(manifest: Manifest, size: Size) -> None:
+    """Refuse a size beyond a network's table of places; one that computes them has no largest.
+
+    Raises:
+        RuntimeSettingError: A side is too large.
+    """
+    largest = manifest.settings.get("largest_side")
+    if largest is not None and max(size.height, size.width) > largest:
+        raise RuntimeSettingError(
+            f"size {size.height}x{size.width} cannot be made, this model has places for at most "
+            f"{int(largest)} pixels a side; draw smaller, and enlarge afterwards"
+        )
 
 
 def cast(value: np.ndarray, session: Session, name: str) -> np.ndarray:

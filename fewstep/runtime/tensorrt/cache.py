@@ -6,13 +6,16 @@ DIR/tensorrt/timing/tensorrt-11.4.0.106-sm90.cache            measured kernel ti
 """
 
 import hashlib
+import logging
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import ExportFolderError, RuntimeSettingError
+from fewstep.runtime.export_folder import file_sha256
 from fewstep.runtime.tensorrt.identity import (
     Engine,
     EngineIdentity,
@@ -20,6 +23,8 @@ from fewstep.runtime.tensorrt.identity import (
     check_fits,
     read_engine,
 )
+
+logger = logging.getLogger(__name__)
 
 PLAN = "engine.plan"
 SIDECAR = "engine.json"
@@ -46,18 +51,23 @@ class EngineCache:
         return self.root / "timing" / f"tensorrt-{tensorrt}-{sm}.cache"
 
     def stored(self, component: str, identity: EngineIdentity) -> Engine | None:
-        """The sidecar of a complete engine with exactly this identity, or None."""
+        """The sidecar of a complete engine with exactly this identity, or None.
+
+        Sidecar and plan are both read: what is damaged is no engine, so it is built again.
+        """
         folder = self.folder(component, identity)
         if not (folder / SIDECAR).is_file():
             return None
-        engine = read_engine(folder / SIDECAR)
-        return engine if engine.identity == identity else None
+        engine = readable_engine(folder / SIDECAR)
+        if engine is None or engine.identity != identity:
+            return None
+        return engine if self._is_whole(engine) else None
 
     def engines(self, component: str) -> list[Engine]:
-        """All complete engines of a component, newest first."""
+        """All engines of a component with a readable sidecar, newest first."""
         files = self.root.glob(f"{component}-sm*/{SIDECAR}")
-        found = [read_engine(file) for file in files]
-        mine = [engine for engine in found if engine.component == component]
+        found = [readable_engine(file) for file in files]
+        mine = [engine for engine in found if engine is not None and engine.component == component]
         return sorted(mine, key=lambda engine: engine.created, reverse=True)
 
     def publish(self, engine: Engine, plan: bytes) -> Path:
@@ -90,17 +100,39 @@ class EngineCache:
             )
         return data
 
+    def _is_whole(self, engine: Engine) -> bool:
+        file = self.folder(engine.component, engine.identity) / PLAN
+        if not file.is_file() or file.stat().st_size != engine.plan_bytes:
+            return False
+        return file_sha256(file) == engine.plan_sha256
+
+
+def readable_engine(file: Path) -> Engine | None:
+    """A sidecar, or None where it is damaged: it must not stand in the way of other engines."""
+    try:
+        return read_engine(file)
+    except ExportFolderError as error:
+        logger.warning("an engine is passed over: %s", error)
+        return None
+
 
 def fitting_engine(
-    cache: EngineCache, component: str, onnx_sha256: str, here: Installation
+    cache: EngineCache,
+    component: str,
+    here: Installation,
+    *,
+    onnx_sha256: str,
+    data_sha256: str,
 ) -> Engine:
     """The newest engine of a component that this machine can load.
 
     Args:
         cache: Engines of the export folder.
         component: Of the manifest.
-        onnx_sha256: Of the folder's present model.onnx.
         here: This machine.
+        onnx_sha256: Of the folder's present model.onnx.
+        data_sha256: Of its model.onnx_data; empty where there is none. Two adapters give one
+            model.onnx and differ here.
 
     Raises:
         RuntimeSettingError: There is none; where another machine's lies there, both are named.
@@ -111,12 +143,13 @@ def fitting_engine(
             f"{cache.root} holds no engine of {component}; build one: fewstep export tensorrt DIR "
             f"--target {here.sm} --build"
         )
-    current = [engine for engine in engines if engine.identity.onnx_sha256 == onnx_sha256]
+    wanted = (onnx_sha256, data_sha256)
+    current = [e for e in engines if (e.identity.onnx_sha256, e.identity.data_sha256) == wanted]
     if not current:
         raise RuntimeSettingError(
-            f"the engine of {component} was built from another model.onnx "
-            f"({engines[0].identity.onnx_sha256[:12]}) than the folder's ({onnx_sha256[:12]}); "
-            f"build it again: fewstep export tensorrt DIR --target {here.sm} --build"
+            f"the engine of {component} was built from another model.onnx or other weights than "
+            f"the folder has; build it again: fewstep export tensorrt DIR --target {here.sm} "
+            "--build"
         )
     for engine in current:
         if engine.identity.installation == here:
@@ -136,11 +169,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_whole(file: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to disk, rename."""
+    """Write under a name nobody else has, flush to disk, rename.
+
+    Threads of one process and containers on one shared folder may write the same file at once: the
+    last one stays, whole.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    part = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
     try:
-        with part.open("wb") as stream:
+        with part.open("xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())

@@ -179,13 +179,20 @@ class Memory:
 
     Args:
         nbytes: Size; an empty tensor still gets an address of its own.
+
+    Attributes:
+        nbytes: Size.
+        address: On the GPU.
+        is_closed: It was given back; the address is another's now.
     """
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
+        self.is_closed = False
         what = f"allocate {nbytes} bytes on the GPU"
         self.address = int(checked(runtime().cudaMalloc(max(nbytes, 1)), what))
 
     def close(self) -> None:
         """Give it back."""
+        self.is_closed = True
         checked(runtime().cudaFree(self.address), "free memory")

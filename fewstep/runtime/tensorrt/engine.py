@@ -15,7 +15,8 @@ from fewstep.errors import RuntimeSettingError
 from fewstep.runtime.manifest import ElementType, Tensor
 from fewstep.runtime.tensorrt.identity import InputRange, Profile
 from fewstep.runtime.tensorrt.library import CudaEngine, LogBase, Refitter, Runtime, library
-from fewstep.runtime.weight_forms import stored_names, stored_value
+from fewstep.runtime.tensorrt.weight_names import held_names
+from fewstep.runtime.weight_forms import stored_value
 
 logger = logging.getLogger(__name__)
 
@@ -231,8 +232,8 @@ def refit(
 
     Args:
         loaded: Built with these weights marked refittable.
-        weights: Parameter -> new values, in the element type the engine has. Where the graph
-            stores a parameter in another form (`weight_forms`), it is brought into that here.
+        weights: Parameter of the network -> new values, in the element type the engine has.
+            Where the graph stores it in another form (`weight_forms`), it is brought into that.
         stream: CUDA stream to work on.
 
     Returns:
@@ -273,7 +274,7 @@ def stored_weights(
     """
     found = {}
     for name, values in weights.items():
-        stored = stored_names(name, known)
+        stored = held_names(name, known)
         if not stored:
             raise RuntimeSettingError(
                 f"the engine has no refittable weight {name}; build it with --refit and an adapter "

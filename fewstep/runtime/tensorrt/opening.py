@@ -17,14 +17,18 @@ class TensorRtLoader:
         folder: The export folder.
         manifest: Of the folder.
         device: GPU.
+        cache: Folder of engines; None is the export folder's own.
 
     Attributes:
         name: "tensorrt-native", to tell it from ONNX Runtime's TensorRT provider.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, device: int = 0) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, device: int = 0, cache: Path | None = None
+    ) -> None:
         self.name = PROVIDER
-        self._folder, self._manifest, self._device = folder, manifest, device
+        self._folder, self._manifest = folder, manifest
+        self._device, self._cache = device, cache
 
     def load(self, graph: Graph) -> TensorRtSession:
         """Load the engine of one graph.
@@ -34,7 +38,9 @@ class TensorRtLoader:
         """
         graphs = self._manifest.graphs
         component = next(name for name, known in graphs.items() if known == graph)
-        return open_session(self._folder, self._manifest, component, device=self._device)
+        return open_session(
+            self._folder, self._manifest, component, device=self._device, cache=self._cache
+        )
 
 
 def open_session(
@@ -67,7 +73,13 @@ def open_session(
     here = this_installation(device)
     graph = manifest.graphs[component]
     engines = EngineCache(cache or folder / FOLDER)
-    engine = fitting_engine(engines, component, file_sha256(folder / graph.file), here)
+    engine = fitting_engine(
+        engines,
+        component,
+        here,
+        onnx_sha256=file_sha256(folder / graph.file),
+        data_sha256=data_sha256(folder, manifest, graph),
+    )
     return TensorRtSession(
         engines.plan(engine),
         graph,
@@ -75,3 +87,15 @@ def open_session(
         weight_budget_bytes=weight_budget_bytes,
         weights_from=folder / graph.file if engine.needs_weights else None,
     )
+
+
+def data_sha256(folder: Path, manifest: Manifest, graph: Graph) -> str:
+    """SHA-256 of a graph's weights; empty where they are in the graph.
+
+    The manifest's word is taken: weights are gigabytes, and `ExportFolder.open(verify=True)` reads
+    them where that is wanted.
+    """
+    name = f"{graph.file}_data"
+    if name in manifest.files:
+        return manifest.files[name].sha256
+    return file_sha256(folder / name) if (folder / name).is_file() else ""

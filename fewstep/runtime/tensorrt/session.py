@@ -2,14 +2,14 @@
 
 Outputs live in two sets of buffers used in turn, so an output can be fed to the next call without
 leaving the GPU, and no call ever reads and writes the same memory. A recorded graph holds shapes
-and addresses, so it is used for exactly those and dropped when weights change.
+and addresses, so it is used for exactly those and dropped when weights change. Buffers and graphs
+of the shapes used last are kept (`buffers.KEPT_SHAPES`), those of others given back.
 
 Engine build and run are not verified on this release (docs/tensorrt.md).
 """
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,59 +19,18 @@ from numpy.typing import NDArray
 from fewstep.errors import RuntimeSettingError
 from fewstep.runtime.manifest import Graph, Tensor
 from fewstep.runtime.tensorrt import cuda, engine
-from fewstep.runtime.tensorrt.bfloat16 import from_bfloat16, to_bfloat16
+from fewstep.runtime.tensorrt.buffers import (
+    DeviceArray,
+    Feed,
+    Prepared,
+    Shape,
+    ShapeStore,
+    allocate,
+    as_feed,
+    to_host,
+)
 
 PROVIDER = "tensorrt-native"
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceArray:
-    """An output that stayed on the GPU; valid until the second next call with the same shapes.
-
-    Attributes:
-        tensor: Name and element type.
-        shape: Of the values.
-        address: In GPU memory.
-    """
-
-    tensor: Tensor
-    shape: Shape
-    address: int
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the bytes in memory; bfloat16 is kept as its bits."""
-        return storage_type(self.tensor)
-
-    @property
-    def nbytes(self) -> int:
-        """Size in memory."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-
-Feed = NDArray[Any] | DeviceArray
-
-
-@dataclass(slots=True)
-class Prepared:
-    """What one combination of input shapes needs.
-
-    Attributes:
-        profile: Index in the engine.
-        inputs: Name -> buffer for values that come from the host.
-        outputs: Two sets of buffers.
-        shapes: Of the outputs.
-        graphs: Input and output addresses -> recorded graph; None where recording failed.
-        last: Set that the last call wrote.
-    """
-
-    profile: int
-    inputs: dict[str, cuda.Memory]
-    outputs: tuple[dict[str, cuda.Memory], dict[str, cuda.Memory]]
-    shapes: dict[str, Shape]
-    graphs: dict[tuple[int, ...], cuda.Graph | None] = field(default_factory=dict)
-    last: int = 1
 
 
 class TensorRtSession:
@@ -122,8 +81,15 @@ class TensorRtSession:
         self._stream = cuda.Stream()
         self._profile = 0
         self._use_graphs = use_graphs
-        self._prepared: dict[tuple[Shape, ...], Prepared] = {}
+        self._shapes = ShapeStore()
         self._lock = threading.Lock()
+
+    @property
+    def num_graphs(self) -> int:
+        """CUDA graphs held: two per combination of shapes where all values come from the host."""
+        with self._lock:
+            graphs = [graph for prepared in self._shapes for graph in prepared.graphs.values()]
+        return sum(graph is not None for graph in graphs)
 
     def run(
         self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None
@@ -172,19 +138,14 @@ class TensorRtSession:
             kept = engine.refit(self._loaded, weights, self._stream.handle)
             self._stream.wait()
             del kept  # only now has TensorRT read them
-            for prepared in self._prepared.values():
-                drop_graphs(prepared)
+            for prepared in self._shapes:
+                prepared.drop_graphs()
 
     def close(self) -> None:
         """Free what the session holds on the GPU; it cannot be used afterwards."""
         with self._lock:
             self._stream.wait()
-            for prepared in self._prepared.values():
-                drop_graphs(prepared)
-                for memory in (prepared.inputs, *prepared.outputs):
-                    for block in memory.values():
-                        block.close()
-            self._prepared.clear()
+            self._shapes.clear()
             self._stream.close()
 
     def _run(self, feeds: Mapping[str, Feed]) -> dict[str, DeviceArray]:
@@ -200,7 +161,7 @@ class TensorRtSession:
             name: a.address if isinstance(a, DeviceArray) else prepared.inputs[name].address
             for name, a in arrays.items()
         }
-        index = free_set(prepared, set(addresses.values()))
+        index = prepared.free_set(set(addresses.values()))
         outputs = prepared.outputs[index]
         self._point(prepared, addresses, outputs)
         for name, array in arrays.items():
@@ -209,9 +170,7 @@ class TensorRtSession:
         self._execute(prepared, (*addresses.values(), *(m.address for m in outputs.values())))
         prepared.last = index
         return {
-            tensor.name: DeviceArray(
-                tensor, prepared.shapes[tensor.name], outputs[tensor.name].address
-            )
+            tensor.name: DeviceArray(tensor, prepared.shapes[tensor.name], outputs[tensor.name])
             for tensor in self.graph.outputs
         }
 
@@ -226,11 +185,10 @@ class TensorRtSession:
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
                 raise RuntimeSettingError(f"TensorRT refused shape {shape} for {name}")
-        if key not in self._prepared:
-            self._prepared[key] = self._allocate(profile, shapes)
-        return self._prepared[key]
+        self._stream.wait()  # a call that failed midway may still run
+        return self._shapes.get(key, lambda: self._allocate(shapes))
 
-    def _allocate(self, profile: int, shapes: dict[str, Shape]) -> Prepared:
+    def _allocate(self, shapes: dict[str, Shape]) -> Prepared:
         unknown = self._context.infer_shapes()
         if unknown:
             raise RuntimeSettingError(
@@ -245,12 +203,7 @@ class TensorRtSession:
                     f"the shape of output {name} depends on values; export a graph whose output "
                     "sizes follow from its input sizes"
                 )
-        first, second = (
-            {t.name: cuda.Memory(nbytes(t, results[t.name])) for t in self.graph.outputs}
-            for _ in range(2)
-        )
-        inputs = {t.name: cuda.Memory(nbytes(t, shapes[t.name])) for t in self.graph.inputs}
-        return Prepared(profile, inputs, (first, second), results)
+        return allocate(self.graph.inputs, self.graph.outputs, shapes, results)
 
     def _point(
         self, prepared: Prepared, inputs: dict[str, int], outputs: dict[str, cuda.Memory]
@@ -267,7 +220,7 @@ class TensorRtSession:
         if addresses not in prepared.graphs:
             self._enqueue()  # the first run of a shape sets things up that must not be recorded
             self._stream.wait()
-            prepared.graphs[addresses] = self._stream.capture(self._enqueue)
+            prepared.keep_graph(addresses, self._stream.capture(self._enqueue))
             return
         graph = prepared.graphs[addresses]
         if graph is None:
@@ -279,68 +232,6 @@ class TensorRtSession:
         if not self._context.execute_async_v3(self._stream.handle):
             reasons = "; ".join(self._loaded.log.errors[-1:]) or "it gave no reason"
             raise RuntimeSettingError(f"TensorRT could not run the engine ({reasons})")
-
-
-def free_set(prepared: Prepared, inputs: set[int]) -> int:
-    """The set of output buffers to write: not the last one, and never one that is read.
-
-    Raises:
-        RuntimeSettingError: Both are read in this call.
-    """
-    for index in (1 - prepared.last, prepared.last):
-        if inputs.isdisjoint(memory.address for memory in prepared.outputs[index].values()):
-            return index
-    raise RuntimeSettingError(
-        "outputs of the last two calls are fed to one call, which leaves nowhere to write; bring "
-        "one of them to the host first"
-    )
-
-
-def as_feed(tensor: Tensor, feeds: Mapping[str, Feed]) -> Feed:
-    """The value of one input, contiguous and of its element type.
-
-    Raises:
-        RuntimeSettingError: It is missing, or of another type.
-    """
-    value = feeds.get(tensor.name)
-    if value is None:
-        raise RuntimeSettingError(f"input {tensor.name} is missing; got {', '.join(feeds)}")
-    if isinstance(value, DeviceArray):
-        if value.tensor.dtype != tensor.dtype:
-            raise RuntimeSettingError(
-                f"input {tensor.name} is {tensor.dtype}, got an output of {value.tensor.dtype}"
-            )
-        return value
-    if tensor.dtype == "bfloat16":
-        return to_bfloat16(value)
-    if value.dtype != np.dtype(tensor.dtype):
-        raise RuntimeSettingError(
-            f"input {tensor.name} is {tensor.dtype}, got {value.dtype}; convert it first"
-        )
-    return np.ascontiguousarray(value)
-
-
-def to_host(tensor: Tensor, bits: NDArray[Any]) -> NDArray[Any]:
-    """An output as numpy has it."""
-    return from_bfloat16(bits) if tensor.dtype == "bfloat16" else bits
-
-
-def storage_type(tensor: Tensor) -> np.dtype[Any]:
-    """numpy's type of the bytes."""
-    return np.dtype("uint16" if tensor.dtype == "bfloat16" else tensor.dtype)
-
-
-def nbytes(tensor: Tensor, shape: Shape) -> int:
-    """Size of a tensor in memory."""
-    return int(np.prod(shape, dtype=np.int64)) * storage_type(tensor).itemsize
-
-
-def drop_graphs(prepared: Prepared) -> None:
-    """Forget what was recorded."""
-    for graph in prepared.graphs.values():
-        if graph is not None:
-            graph.close()
-    prepared.graphs.clear()
 
 
 def check_contract(stated: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> None:

@@ -2,63 +2,66 @@
 
 import io
 import json
+import math
+import re
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
+import torch
 from rich.console import Console
 
 from fewstep.errors import ExportError, ExportFolderError
-from fewstep.export.checking.command import CheckOptions, run
-from fewstep.export.checking.drawing import cases_of
+from fewstep.export.checking.drawing import Drawing, cases_of
 from fewstep.export.checking.findings import Findings
+from fewstep.export.checking.inspecting import inspect
 from fewstep.export.checking.kernels import uncovered
-from fewstep.export.checking.limits import EQUAL_DB, FLOAT32, SLOWER, is_within
+from fewstep.export.checking.limits import EQUAL_DB, FLOAT32, NO_NUMBER, SLOWER, is_within, shown
 from fewstep.export.checking.overflow import scan
-from fewstep.export.checking.parity import compare_pictures, difference, relative_rms
+from fewstep.export.checking.parity import (
+    compare_component,
+    compare_pictures,
+    difference,
+    relative_rms,
+)
 from fewstep.export.checking.report import amplified, to_html
 from fewstep.export.checking.speed import compare_times, is_worth_another
+from fewstep.export.checking.torch_engine import TorchSession, torch_threads
 from fewstep.export.onnx_command import OnnxOptions
 from fewstep.export.onnx_command import run as export
-from fewstep.runtime.manifest import Measured, read_manifest
+from fewstep.runtime.manifest import Graph, Measured, read_manifest
+from fewstep.runtime.session import Feeds
 from tests.digits_exports import exported
-from tests.export.quantizing.folders import copied, feeds, prompts_file, source
+from tests.export.checking.asked import told, with_weight
+from tests.export.quantizing.folders import copied, feeds, source
 
 GRAPH = "transformer/model.onnx"
-
-
-def told(folder: Path, **changes: object) -> str:
-    """What the command prints."""
-    stream = io.StringIO()
-    known: dict[str, object] = {"prompts": prompts_file(), "threads": 1}
-    options = CheckOptions(folder=folder, **(known | changes))  # pyright: ignore[reportArgumentType]
-    run(options, Console(file=stream, width=300))
-    return stream.getvalue()
 
 
 def figures(folder: Path, what: str, unit: str) -> list[float]:
     return [m.value for m in read_manifest(folder).measured if (m.what, m.unit) == (what, unit)]
 
 
-def with_weight(folder: Path, change: float) -> None:
-    """Multiply one weight, as somebody would who knew what he did."""
-    model = ir.load(folder / GRAPH)
-    held = model.graph.initializers["model.transformer_blocks.0.ff.net.2.weight::T"]
-    assert held.const_value is not None
-    held.const_value = ir.tensor(held.const_value.numpy() * np.float32(change), name=held.name)
-    ir.save(model, folder / GRAPH, external_data="model.onnx_data", size_threshold_bytes=1024)
-
-
-def test_an_export_is_its_pipeline(tmp_path: Path) -> None:
+def test_an_export_is_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, report = copied(tmp_path / "out"), tmp_path / "report.html"
     base = {"base": "digits-sd3", "adapter": str(exported("sd3").adapter)}
-    with suppress(ExportError):  # on a machine at work the time may be missed: see below
-        told(folder, **base, report=report)
+    threads, once = set(), TorchSession.run
+
+    def watched(session: TorchSession, *given: Any) -> dict[str, np.ndarray]:
+        threads.add(torch.get_num_threads())
+        return once(session, *given)
+
+    monkeypatch.setattr(TorchSession, "run", watched)
+    # on a machine at work the time may be missed: see below
+    with torch_threads(2), suppress(ExportError):
+        told(folder, **base, report=report, threads=1)
+    assert threads == {1}
     assert max(figures(folder, "latents", "max error")) < FLOAT32.latents  # pyright: ignore[reportOperatorIssue]
     assert min(figures(folder, "image", "dB")) > FLOAT32.psnr_db
     assert max(figures(folder, "image", "max error of 255")) <= 1
@@ -69,6 +72,9 @@ def test_an_export_is_its_pipeline(tmp_path: Path) -> None:
     missed = {m.unit for m in read_manifest(folder).measured if not is_within(m)}
     assert missed <= {"ratio of time"}
     assert read_manifest(folder).verified == (not missed)
+    assert max(figures(folder, "fused", "of 255")) <= 1
+    times = [m for m in read_manifest(folder).measured if m.unit == "ratio of time"]
+    assert {m.what for m in times if m.limit == SLOWER} == {"picture", "fused"}
     assert "difference" in report.read_text(encoding="utf-8")
 
 
@@ -88,12 +94,12 @@ def test_a_changed_weight_is_seen_and_named(tmp_path: Path) -> None:
 
 def test_numbers_that_are_none_are_found(tmp_path: Path) -> None:
     folder = copied(tmp_path / "out")
-    clean = scan(folder / GRAPH, feeds()[0])
+    clean = scan(folder / GRAPH, feeds()[:1])
     assert clean.bad == ()
     assert clean.values > 200
     assert 1 < clean.largest < 65504
     with_weight(folder, np.inf)
-    found = scan(folder / GRAPH, feeds()[0])
+    found = scan(folder / GRAPH, feeds()[:1])
     assert found.bad_outputs == ("out_hidden_states",)
     with pytest.raises(ExportError, match="transformer gives numbers that are none"):
         told(folder, rewrite=True)
@@ -102,7 +108,8 @@ def test_numbers_that_are_none_are_found(tmp_path: Path) -> None:
 def test_without_a_reference_nothing_is_claimed() -> None:
     said = told(source().root)
     assert "parity was not looked at" in said
-    assert "values looked at" in said
+    for name in ("text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder"):
+        assert re.search(rf"^{name}: \d+ values looked at", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +156,8 @@ def test_cases_cover_the_shapes() -> None:
     assert len(odd.prompts) == 2
     assert len(long.prompts[0].split()) > 77
     assert rest.prompts == ("a", "b", "c")
+    several = cases_of(source(), [str(index) for index in range(200)])[-1]
+    assert (several.name, several.prompts) == ("4 prompts", ("0", "1", "2", "3"))
 
 
 def test_twice_the_time_is_slower_and_equal_time_is_not() -> None:
@@ -181,12 +190,67 @@ def test_equal_pictures_are_equal() -> None:
 
 
 def test_what_is_no_number_misses_every_limit() -> None:
-    bad = np.array([1.0, np.nan])
-    assert difference(np.ones(2), bad) == np.inf
-    assert relative_rms(np.ones(2), bad) == np.inf
-    for unit in ("dB", "max error"):
-        nan = Measured(what="x", where="y", value=float("nan"), unit=unit, limit=1.0)
-        assert not is_within(nan)
+    good = np.ones(2)
+    for bad in (np.array([1.0, np.nan]), np.array([np.inf, 1.0])):
+        for pair in ((good, bad), (bad, good), (bad, bad)):
+            assert difference(*pair) == NO_NUMBER
+            assert relative_rms(*pair) == NO_NUMBER
+    found = Measured(what="x", where="y", value=NO_NUMBER, unit="max error", limit=1.0)
+    assert not is_within(found)
+    assert shown(found.value) == "no number"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_figure_is_a_finite_number(value: float) -> None:
+    with pytest.raises(ExportFolderError, match="measured.value must be a finite number"):
+        Measured(what="x", where="y", value=value, unit="max error")
+
+
+@dataclass(slots=True)
+class Constant:
+    """A session whose answer is known."""
+
+    answer: np.ndarray
+    graph: Graph = field(default_factory=lambda: source().manifest.graphs["vae_decoder"])
+    provider: str = "none"
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        return {"sample": self.answer}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("is_reference", [False, True])
+def test_one_bad_number_in_one_call_is_an_error_of_the_component(
+    bad: float, is_reference: bool
+) -> None:
+    sessions = [Constant(np.array([2.0, bad])), Constant(np.array([2.0, 1.0]))]
+    first, second = sessions if is_reference else sessions[::-1]
+    for one in compare_component("x", "here", (first, second), [{}], 1e-3):
+        assert one.value == NO_NUMBER
+    same = compare_component("x", "here", (sessions[1], sessions[1]), [{}], 1e-3)
+    assert [one.value for one in same] == [0.0, 0.0]
+
+
+def test_the_first_call_is_looked_at_as_the_last_is() -> None:
+    for spoiled in (0, 3):
+        calls = list(feeds()[:4])
+        bad = calls[spoiled]["hidden_states"] * np.float32(np.nan)
+        calls[spoiled] = {**calls[spoiled], "hidden_states": bad}
+        drawing = Drawing({"transformer": calls}, (), np.zeros((1, 64, 64, 3), np.uint8))
+        problems, notes = inspect(source(), drawing, lambda _: None)
+        assert problems == ("transformer gives numbers that are none in ('out_hidden_states',)",)
+        assert "vae_decoder: no drawing calls it, nothing inside it was looked at" in notes
+
+
+def test_torch_has_as_many_threads_as_the_graphs() -> None:
+    before = torch.get_num_threads()
+    with torch_threads(2):
+        with torch_threads(0):
+            assert torch.get_num_threads() == 2
+        with torch_threads(1):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == before
 
 
 def test_differences_are_multiplied_until_they_are_seen() -> None:

@@ -16,8 +16,9 @@ from fewstep.errors import (
     RecipeVersionError,
     RuntimeSettingError,
 )
-from fewstep.export.checking.limits import LIMITS, Limits
+from fewstep.export.checking.limits import LIMITS, SLOWER, Limits
 from fewstep.export.quantizing.command import QuantizeOptions, run
+from fewstep.export.writing import check_report
 from fewstep.runtime.export_folder import ExportFolder, file_sha256
 from fewstep.runtime.few_step_runtime import FewStepRuntime
 from fewstep.runtime.fused_runtime import FusedRuntime
@@ -50,12 +51,14 @@ def test_a_published_folder_draws_and_says_what_was_measured(tmp_path: Path) -> 
     opened = ExportFolder.open(out, verify=True)
     units = {one.unit for one in opened.manifest.measured}
     assert {"dB", "SSIM", "ratio of time", "relative error", "ms"} <= units
-    fast = all(
-        m.value <= m.limit
-        for m in opened.manifest.measured
-        if m.unit == "ratio of time" and m.limit is not None
-    )
-    assert opened.manifest.verified == fast  # it is right in every other figure
+    changed = {n for n, g in opened.manifest.graphs.items() if g.precision == "int8-dynamic"}
+    assert changed == {"transformer"}
+    ratios = [m for m in opened.manifest.measured if m.unit == "ratio of time"]
+    for what in ("picture", *changed):
+        assert {one.limit for one in ratios if one.what == what} == {SLOWER}
+    fast = all(one.value <= SLOWER for one in ratios if one.limit is not None)
+    # it is right in every other figure
+    assert opened.manifest.verified == (fast and source().manifest.verified)
     assert "x); 31 layers quantized, 1 stay float" in told.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     pixels = FewStepRuntime.load(out, provider="cpu", has_cache=False)("a seven", seed=1).pixels
     assert pixels.std() > 1
@@ -118,6 +121,16 @@ def test_requests_that_cannot_be_served(tmp_path: Path, changes: dict, said: str
     with pytest.raises(ExportError, match=said):
         run(options(source().root, tmp_path / "out", **changes), console())
     assert nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["report.html", "pages/report.html", "../out/report.html", "."])
+def test_a_report_in_the_folder_that_is_replaced_is_refused(tmp_path: Path, inside: str) -> None:
+    out = tmp_path / "out"
+    asked = options(Path("not-opened"), out, report=out / inside, overwrite=True)
+    with pytest.raises(ExportError, match="--report .* is inside --out .*, which is replaced"):
+        run(asked, console())
+    assert nothing_is_left(tmp_path)
+    check_report(tmp_path / "out.html", out)
 
 
 def test_a_recipe_of_a_newer_major_is_refused(tmp_path: Path) -> None:

@@ -4,16 +4,12 @@ import math
 
 import pytest
 
-from fewstep.export.quantizing.layers import Layer, layers_of, load_graph, without
+from fewstep.export.quantizing import ranking
+from fewstep.export.quantizing.layers import layers_of, load_graph, without
 from fewstep.export.quantizing.schemes import Int4
-from fewstep.export.quantizing.sensitivity import (
-    Sensitivities,
-    Sensitivity,
-    grouped,
-    measure_sensitivity,
-    spread,
-)
-from fewstep.export.quantizing.skipping import ALWAYS
+from fewstep.export.quantizing.sensitivities import Sensitivities, Sensitivity
+from fewstep.export.quantizing.sensitivity import measure_sensitivity, spread
+from fewstep.export.quantizing.skipping import ALWAYS, Skips
 from tests.export.quantizing.folders import feeds, source
 
 
@@ -28,13 +24,37 @@ def test_layers_that_cost_more_are_found_and_left_out_first() -> None:
     every = without(layers_of(model), ALWAYS)
     chosen = [layer for layer in every if ".attn.to_" in layer.name or "ff.net" in layer.name][:5]
     graph = source().manifest.graphs["transformer"]
-    found = measure_sensitivity(model, graph, scheme, chosen, feeds()[:4])
+    found = measure_sensitivity(model, graph, scheme, chosen, feeds()[:4], skips=Skips(worst=1))
     errors = [one.error for one in found.found]
     assert errors == sorted(errors, reverse=True)
     assert {name for one in found.found for name in one.layers} == {layer.name for layer in chosen}
     assert all(0 < one.error <= one.worst for one in found.found)
     independent = math.sqrt(sum(error**2 for error in errors))
     assert 0.4 < found.whole / independent < 2.5  # squares add up, nearly
+
+
+def test_groups_that_are_divided_find_the_layers_that_one_by_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheme, model = Int4(), load_graph(source().root / "transformer/model.onnx")
+    scheme.prepare(model)
+    every = without(layers_of(model), ALWAYS)
+    graph, told = source().manifest.graphs["transformer"], []
+
+    def measured() -> Sensitivities:
+        return measure_sensitivity(
+            model, graph, scheme, every, feeds()[:2], skips=Skips(worst=2), progress=told.append
+        )
+
+    alone = measured()
+    monkeypatch.setattr(ranking, "GROUPS", 8)
+    divided = measured()
+    assert all(one.is_layer for one in alone.found)
+    assert not all(one.is_layer for one in divided.found)
+    assert divided.is_settled
+    assert divided.worst(2) == alone.worst(2)
+    assert divided.whole == pytest.approx(alone.whole, rel=1e-6)
+    assert len(told) < 2 * (len(every) + 1)  # fewer than one by one
 
 
 def test_a_budget_skips_no_more_than_it_must() -> None:
@@ -48,13 +68,6 @@ def test_a_budget_skips_no_more_than_it_must() -> None:
 
 def test_what_the_sum_misses_is_spread() -> None:
     assert made(0.4, 0.3, whole=0.25).within(0.16) == ("l0",)  # half of what the squares say
-
-
-def test_many_layers_are_measured_in_groups() -> None:
-    layers = [Layer(f"m.b.{i}.{p}.weight", "", (), "MatMul", 1) for i in range(30) for p in "qkv"]
-    assert len(grouped(layers, 100)) == 90
-    assert set(grouped(layers, 48)) == {f"m.b.{i}" for i in range(30)}
-    assert set(grouped(layers, 5)) == {"m.b"}
 
 
 def test_calls_are_taken_from_the_whole_trajectory() -> None:

@@ -26,8 +26,18 @@ class Played:
 @pytest.fixture(params=TENSORRT_VERSIONS)
 def played(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Played:
     """Both modules in place, once per release of TensorRT."""
+    return play(request.param, monkeypatch)
+
+
+def play(version: str, monkeypatch: pytest.MonkeyPatch) -> Played:
+    """Put both modules in place.
+
+    Args:
+        version: Of TensorRT.
+        monkeypatch: Takes them away again.
+    """
     gpu, recorder, holder = HostGpu(), Recorder(), Holder()
-    trt = fake_tensorrt(request.param, behaviours(gpu, holder), recorder)
+    trt = fake_tensorrt(version, behaviours(gpu, holder), recorder)
     holder.trt = trt
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     cuda = ModuleType("cuda")
@@ -36,7 +46,7 @@ def played(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> P
     bindings.runtime = runtime  # type: ignore[attr-defined]
     for module in (cuda, bindings, runtime):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    return Played(request.param, gpu, recorder, trt)
+    return Played(version, gpu, recorder, trt)
 
 
 @pytest.fixture

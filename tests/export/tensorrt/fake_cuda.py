@@ -21,6 +21,7 @@ class HostGpu:
 
     Attributes:
         blocks: Address -> buffer, for every block that is not freed.
+        graphs: Those made and not destroyed.
         recorded: Work of the graph being recorded; None outside.
         launches: Number of graph launches.
         captures: Number of graphs made.
@@ -28,6 +29,7 @@ class HostGpu:
 
     def __init__(self) -> None:
         self.blocks: dict[int, Any] = {}
+        self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.recorded: list[Callable[[], None]] | None = None
         self.launches = 0
         self.captures = 0
@@ -68,15 +70,20 @@ def fake_runtime(version: str, gpu: HostGpu, *, sm: tuple[int, int] = (9, 0)) ->
         work, gpu.recorded = gpu.recorded, None
         return ok, work
 
-    def launch(graph: Any, stream: int) -> tuple[Any, ...]:
+    def launch(graph: int, stream: int) -> tuple[Any, ...]:
         gpu.launches += 1
-        for work in graph:
+        for work in gpu.graphs[graph]:
             work()
         return (ok,)
 
     def instantiate(graph: Any, flags: int) -> tuple[Any, ...]:
         gpu.captures += 1
-        return ok, list(graph)
+        gpu.graphs[gpu.captures] = list(graph)
+        return ok, gpu.captures
+
+    def destroy(graph: int) -> tuple[Any, ...]:
+        del gpu.graphs[graph]
+        return (ok,)
 
     def copy(target: int, source: int, nbytes: int, kind: Any, stream: int) -> tuple[Any, ...]:
         gpu.copy(target, source, nbytes)
@@ -105,7 +112,7 @@ def fake_runtime(version: str, gpu: HostGpu, *, sm: tuple[int, int] = (9, 0)) ->
         "cudaGraphInstantiate": instantiate,
         "cudaGraphLaunch": launch,
         "cudaGraphDestroy": lambda graph: (ok,),
-        "cudaGraphExecDestroy": lambda graph: (ok,),
+        "cudaGraphExecDestroy": destroy,
         "cudaMalloc": lambda nbytes: (ok, gpu.allocate(nbytes)),
         "cudaFree": free,
     }

@@ -20,6 +20,8 @@ NUMPY = {
     TensorProto.FLOAT: ("FLOAT", np.float32),
     TensorProto.FLOAT16: ("HALF", np.float16),
     TensorProto.INT64: ("INT64", np.int64),
+    TensorProto.INT32: ("INT32", np.int32),
+    TensorProto.UINT8: ("UINT8", np.uint8),
 }
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from fewstep.recipe import SIDECAR_NAME
 from fewstep.runtime.manifest import FORMAT, MAJOR, Graph, Manifest, Tensor
+from tests.tiny.recipes import flow_recipe
 
 CHANNELS = 4
 Ports = Mapping[str, tuple[int, Sequence[int | str]]]
@@ -91,4 +93,5 @@ def export_folder(folder: Path) -> Path:
         },
     )
     (folder / "manifest.json").write_text(manifest.to_json())
+    (folder / SIDECAR_NAME).write_text(flow_recipe("sd3").to_json())
     return folder

@@ -15,46 +15,17 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from fewstep.errors import ExportError, ExportFolderError, RuntimeSettingError
+from fewstep.errors import ExportError, RuntimeSettingError
 from fewstep.export.tensorrt.build import build_engine
 from fewstep.export.tensorrt.command import TensorRtOptions, make_plans, run
 from fewstep.export.tensorrt.monitor import BuildProgress, make_monitor
-from fewstep.export.tensorrt.plan import EnginePlan
 from fewstep.runtime.manifest import read_manifest
 from fewstep.runtime.session import Loader, Session
-from fewstep.runtime.tensorrt.identity import Engine
-from fewstep.runtime.tensorrt.opening import TensorRtLoader, open_session
-from fewstep.runtime.tensorrt.session import DeviceArray, TensorRtSession
+from fewstep.runtime.tensorrt.buffers import DeviceArray
+from fewstep.runtime.tensorrt.opening import TensorRtLoader
 from tests.export.tensorrt.conftest import Played
-from tests.export.tensorrt.fake_engine import model_path, session
-
-
-def plan_of(folder: Path, **options: object) -> EnginePlan:
-    (plan,) = make_plans(
-        TensorRtOptions(folder=folder, target="sm90", size=("64x64", "64x96"), **options)  # type: ignore[arg-type]
-    )
-    return plan
-
-
-def build(folder: Path, **options: object) -> Engine:
-    return build_engine(plan_of(folder, build=True, **options), Progress(disable=True))
-
-
-def opened(folder: Path) -> TensorRtSession:
-    return open_session(folder, read_manifest(folder), "transformer")
-
-
-def feeds(batch: int = 1, height: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {
-        "hidden_states": rng.normal(size=(batch, 4, height, 8)).astype(np.float32),
-        "timestep": np.array([0.5], np.float32),
-    }
-
-
-def expected(folder: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    (value,) = session(onnx.load(model_path(folder))).run(None, inputs)
-    return np.asarray(value)
+from tests.export.tensorrt.fake_engine import model_path
+from tests.export.tensorrt.small_engine import build, expected, feeds, opened, plan_of, write_lora
 
 
 def test_calls_come_in_the_right_order(played: Played, folder: Path) -> None:
@@ -255,16 +226,6 @@ def test_everything_is_given_back(played: Played, folder: Path) -> None:
     assert not played.gpu.blocks
 
 
-def test_a_damaged_plan_is_refused(played: Played, folder: Path) -> None:
-    build(folder)
-    plan = next((folder / "tensorrt").glob("*/engine.plan"))
-    plan.write_bytes(plan.read_bytes()[:-3])
-    with pytest.raises(ExportFolderError, match="not the ones its engine.json recorded"):
-        opened(folder)
-    with pytest.raises(RuntimeSettingError, match="TensorRT refused the plan"):
-        TensorRtSession(b"garbage", read_manifest(folder).graphs["transformer"])
-
-
 def test_an_engine_of_another_release_is_named(played: Played, folder: Path) -> None:
     build(folder)
     file = next((folder / "tensorrt").glob("*/engine.json"))
@@ -295,16 +256,3 @@ def test_the_command_builds_and_says_that_it_is_not_verified(
     text = capsys.readouterr().out
     assert "engine build not verified on this release" in text
     assert list((folder / "tensorrt").glob("transformer-sm90-*/engine.plan"))
-
-
-def write_lora(folder: Path) -> Path:
-    """A LoRA that changes the mix."""
-    from safetensors.numpy import save_file
-
-    file = folder.parent / "lora.safetensors"
-    pair = {
-        "transformer.mix.lora_A.weight": np.ones((2, 4), np.float32),
-        "transformer.mix.lora_B.weight": np.ones((4, 2), np.float32),
-    }
-    save_file(pair, file)
-    return file

@@ -63,6 +63,11 @@ def test_components(teacher: str, tmp_path: Path) -> None:
         apart = pictures(folder, PROMPTS[:1] * 4, [1, 2, 3, 4])
         np.testing.assert_array_equal(np.concatenate(together), apart)
 
+        mixed = at_once(address, seeds=[1, -1, 3, -2])
+        np.testing.assert_array_equal(np.concatenate([mixed[0], mixed[2]]), apart[[0, 2]])
+        assert "got -1" in str(mixed[1])
+        assert "got -2" in str(mixed[3])
+
         with pytest.raises(RuntimeError, match="7"):
             infer(address, prompt=PROMPTS[:1], steps=[7])
         with pytest.raises(RuntimeError, match="size|multiple|pixels"):
@@ -89,12 +94,15 @@ def test_the_fused_graph(tmp_path: Path) -> None:
             infer(address, prompt=PROMPTS[:1], steps=[2])
 
 
-def at_once(address: str, seeds: list[int]) -> list[np.ndarray]:
-    """One request per seed, all sent at the same time."""
-    found: dict[int, np.ndarray] = {}
+def at_once(address: str, seeds: list[int]) -> list[Any]:
+    """One request per seed, all sent at the same time: pictures, or the errors."""
+    found: dict[int, Any] = {}
 
     def ask(seed: int) -> None:
-        found[seed] = infer(address, prompt=PROMPTS[:1], seed=[seed])["image"]
+        try:
+            found[seed] = infer(address, prompt=PROMPTS[:1], seed=[seed])["image"]
+        except RuntimeError as error:
+            found[seed] = error
 
     threads = [threading.Thread(target=ask, args=(seed,)) for seed in seeds]
     for thread in threads:
